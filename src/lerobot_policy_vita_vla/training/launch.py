@@ -1,0 +1,140 @@
+"""Run `lerobot-train` with the frame cache and a learning curve on disk.
+
+`run_training` is `lerobot-train` itself, called in this process with the same arguments: the trainer, resume,
+DDP and checkpoint layout are LeRobot's. It adds two things through doors LeRobot leaves open: the accelerator
+argument (see `frame_cache`) and a filter on the log records, which carry the numbers of each log step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+COMMAND_FILE = "command.txt"
+LOG_FILE = "train_log.jsonl"
+
+
+def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None = None) -> Path:
+    """Train a policy with LeRobot's own trainer.
+
+    Args:
+        argv: Arguments as for ``lerobot-train``; must hold ``--output_dir``.
+        cache: Keep the dataset in memory where it fits (same samples, same order).
+        cache_gib: Largest size of the cached pictures; None means half of the memory that is free now.
+
+    Returns:
+        The output folder, in which ``train_log.jsonl`` holds one JSON object per log step and ``command.txt``
+        the plain ``lerobot-train`` line.
+
+    Raises:
+        ValueError: ``--output_dir`` is missing.
+        FileExistsError: It exists already (LeRobot never overwrites a run).
+    """
+    output_dir = Path(_argument(argv, "output_dir") or "")
+    resuming = _argument(argv, "resume") == "true"
+    if str(output_dir) == "." and not resuming:
+        raise ValueError("training needs a folder for its results: pass --output_dir=work/my_run/align")
+    if resuming:
+        output_dir = _run_of_checkpoint(_argument(argv, "config_path"))
+    elif output_dir.exists():
+        raise FileExistsError(
+            f"{output_dir} exists already; resume it with --resume=true --config_path="
+            f"{output_dir}/checkpoints/last/pretrained_model/train_config.json, choose another folder, or "
+            f"remove it: rm -r {output_dir}"
+        )
+
+    from accelerate.utils import DistributedDataParallelKwargs
+    from lerobot.scripts import lerobot_train
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    accelerator = None
+    if cache:
+        from lerobot_policy_vita_vla.training.frame_cache import FrameCacheAccelerator
+
+        limit = cache_gib if cache_gib is not None else free_memory_gib() / 2
+        # As lerobot_train makes its own, except that our policies autocast by themselves.
+        accelerator = FrameCacheAccelerator(
+            limit_gib=limit,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            cpu=_argument(argv, "policy.device") == "cpu",
+        )
+    with _arguments(argv), _learning_curve(output_dir):
+        lerobot_train.train(accelerator=accelerator)
+    if accelerator is None or accelerator.is_main_process:
+        (output_dir / COMMAND_FILE).write_text(plain_command(argv) + "\n")
+    return output_dir
+
+
+def plain_command(argv: list[str]) -> str:
+    """The line that does the same with LeRobot alone."""
+    return shlex.join(["lerobot-train", *argv])
+
+
+def free_memory_gib() -> float:
+    """Memory that a new allocation could take now, GiB."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31  # half of all, e.g. on macOS
+
+
+def _argument(argv: list[str], name: str) -> str | None:
+    for i, token in enumerate(argv):
+        if token.startswith(f"--{name}="):
+            return token.split("=", 1)[1]
+        if token == f"--{name}" and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def _run_of_checkpoint(config_path: str | None) -> Path:
+    if not config_path or not Path(config_path).exists():
+        raise ValueError(
+            f"--resume=true needs --config_path to a checkpoint's train_config.json, got {config_path!r}; "
+            "it lies in RUN/checkpoints/last/pretrained_model/"
+        )
+    path = Path(config_path).absolute()
+    return (path.parent if path.is_file() else path).parents[2]  # RUN/checkpoints/STEP/pretrained_model
+
+
+@contextmanager
+def _arguments(argv: list[str]):
+    # LeRobot's parser reads sys.argv again for --policy.path, so the list cannot be passed any other way.
+    saved, sys.argv = sys.argv, ["lerobot-train", *argv]
+    try:
+        yield
+    finally:
+        sys.argv = saved
+
+
+@contextmanager
+def _learning_curve(output_dir: Path):
+    """Write LeRobot's numbers of each log step to a file, as they come."""
+    from lerobot.utils.logging_utils import MetricsTracker
+
+    def write(record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, MetricsTracker) and output_dir.parent.exists():
+            output_dir.mkdir(exist_ok=True)
+            numbers = record.msg.to_dict()
+            numbers["step"] = numbers.pop("steps")
+            with (output_dir / LOG_FILE).open("a") as file:
+                file.write(json.dumps(numbers) + "\n")
+        return True
+
+    # A filter, not a handler: init_logging() clears the root logger's handlers.
+    root = logging.getLogger()
+    root.addFilter(write)
+    try:
+        yield
+    finally:
+        root.removeFilter(write)
