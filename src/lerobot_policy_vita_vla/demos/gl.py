@@ -1,0 +1,99 @@
+"""Choosing how MuJoCo draws, before MuJoCo is imported.
+
+MuJoCo reads ``MUJOCO_GL`` once, at import, and without a display its default fails with a message about GLFW.
+Users should not have to know the variable exists, so `ensure_gl` sets it.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software", "lavapipe")
+
+_PROBE = """
+import mujoco
+context = mujoco.GLContext(16, 16)
+context.make_current()
+from OpenGL import GL
+print("renderer:", GL.glGetString(GL.GL_RENDERER).decode())
+context.free()
+"""
+
+
+def ensure_gl() -> str:
+    """Set ``MUJOCO_GL`` if it is unset and return it; say in one line on stderr what was chosen and why.
+
+    On Linux: ``egl`` where it reaches a real GPU, else ``osmesa`` (software), else ``egl`` in software. Other
+    systems have one back end and are left alone. Child processes inherit the choice.
+
+    Raises:
+        ValueError: If no back end can draw; names the packages to install.
+    """
+    # Mesa's software renderer gets slower with several threads at these picture sizes, and workers are
+    # processes.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
+        return os.environ.get("MUJOCO_GL", "default")
+    renderer = _egl_renderer() if _has_gpu_device() else None
+    if renderer and not is_software(renderer):
+        choice, reason = "egl", renderer
+    elif ctypes.util.find_library("OSMesa"):
+        choice, reason = "osmesa", "software rendering: no GPU that EGL can use was found"
+    elif renderer := renderer or _egl_renderer():
+        choice, reason = "egl", f"software rendering: {renderer}"
+    else:
+        raise ValueError(
+            "MuJoCo can draw neither with EGL nor with OSMesa. Install one: `apt-get install libosmesa6` "
+            "(software) or `apt-get install libegl1` and a GPU driver with graphics support (in containers: "
+            "NVIDIA_DRIVER_CAPABILITIES=all). Set MUJOCO_GL to choose the back end yourself"
+        )
+    os.environ["MUJOCO_GL"] = choice
+    print(f"MUJOCO_GL={choice} ({reason})", file=sys.stderr)  # noqa: T201
+    return choice
+
+
+@cache
+def gl_renderer() -> tuple[str, bool]:
+    """Name of the OpenGL renderer MuJoCo draws with in this process, and whether it is software.
+
+    Software drawing is slow, not wrong: whoever starts many episodes should say so.
+    """
+    ensure_gl()
+    import mujoco
+
+    context = mujoco.GLContext(16, 16)
+    try:
+        context.make_current()
+        from OpenGL import GL
+
+        name = GL.glGetString(GL.GL_RENDERER).decode()
+    finally:
+        context.free()
+    return name, is_software(name)
+
+
+def is_software(renderer: str) -> bool:
+    """Whether an OpenGL renderer string names a software renderer."""
+    return any(word in renderer.lower() for word in SOFTWARE_RENDERERS)
+
+
+def _has_gpu_device() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev/dri").glob("renderD*"))
+
+
+def _egl_renderer() -> str | None:
+    # In a child: a failed attempt leaves PyOpenGL bound to EGL for the rest of the process.
+    environment = {**os.environ, "MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    lines = [line for line in done.stdout.splitlines() if line.startswith("renderer: ")]
+    return lines[-1].removeprefix("renderer: ") if done.returncode == 0 and lines else None
