@@ -1,0 +1,92 @@
+"""How many episodes one inference call serves, without any of them noticing the others.
+
+A row's numbers must not depend on who else is in the batch: a policy in closed loop amplifies a rounding
+difference until an episode ends otherwise. `settle_batch` therefore tries it out and batches only what proves
+independent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lerobot_policy_vita_vla.demos.suite import task_descriptions
+from lerobot_policy_vita_vla.evaluation.manifest import Manifest
+from lerobot_policy_vita_vla.evaluation.predictor import PICTURE, STATE
+
+logger = logging.getLogger(__name__)
+
+
+class BatchPlan(NamedTuple):
+    """How many rows one inference call holds, and whether they may have different instructions."""
+
+    rows: int
+    mixed_tasks: bool
+    stochastic: bool
+
+
+def settle_batch(
+    predict: Callable[[list[dict]], np.ndarray], manifest: Manifest, rows: int, history: int
+) -> tuple[BatchPlan, tuple[int, ...]]:
+    """Find out how many rows a call may hold without any row depending on the others.
+
+    Calls are always padded to the same number of rows, so what can matter is a row's place and its company.
+    Tried bit for bit on random observations: company with other instructions, then company with the same
+    instruction; where neither proves independent (some CPU kernels round a row by its place), one row per
+    call is left.
+
+    Args:
+        predict: `ChunkPredictor.predict`.
+        manifest: Gives picture size and tasks.
+        rows: Wanted rows per call.
+        history: Observations per row, H.
+
+    Returns:
+        The plan, and the shape (1, T, A) of one prediction.
+
+    Raises:
+        ValueError: If the policy cannot predict from the simulator's observations at all.
+    """
+    generator = np.random.default_rng(0)
+    size, words = manifest.observation_size, task_descriptions()
+    lead = () if history == 1 else (history,)
+
+    def observe(task: str) -> dict[str, Any]:
+        picture = generator.integers(0, 256, (*lead, size, size, 3), dtype=np.uint8)
+        return {PICTURE: picture, STATE: generator.uniform(-0.2, 0.6, (*lead, 4)), "task": words[task]}
+
+    mine = observe(manifest.tasks[0])
+    # Two calls with different random numbers: a sampling decoder needs its own seed per episode, thus its own
+    # call.
+    torch.manual_seed(1)
+    try:
+        alone = predict([mine])
+    except Exception as error:
+        raise ValueError(
+            f"the policy cannot predict from what the simulator shows ({type(error).__name__}: {error}). "
+            "It gets observation.image, observation.state and task; if it needs a queue of its own, use "
+            "`lerobot-eval --policy.path=... --env.type=vita_metaworld`"
+        ) from error
+    torch.manual_seed(2)
+    if not np.array_equal(alone, predict([mine])):
+        return BatchPlan(rows=1, mixed_tasks=True, stochastic=True), alone.shape
+    if rows == 1:
+        return BatchPlan(rows=1, mixed_tasks=True, stochastic=False), alone.shape
+    reference = predict([mine] * rows)[0]
+    longest = max(manifest.tasks, key=lambda task: len(words[task]))
+    shortest = min(manifest.tasks, key=lambda task: len(words[task]))
+    for mixed, company in ((True, (longest, shortest)), (False, (manifest.tasks[0],))):
+        others = [[observe(task) for _ in range(rows - 1)] for task in company]
+        batches = [
+            (place, [*o[:place], mine, *o[place:]]) for o in others for place in (0, rows // 2, rows - 1)
+        ]
+        if all(np.array_equal(predict(batch)[place], reference) for place, batch in batches):
+            return BatchPlan(rows=rows, mixed_tasks=mixed, stochastic=False), alone.shape
+    logger.warning(
+        "rows of one inference call are not independent of each other here: predicting one at a time"
+    )
+    return BatchPlan(rows=1, mixed_tasks=True, stochastic=False), alone.shape

@@ -1,0 +1,110 @@
+"""What an evaluation refuses: pictures a policy never saw, episodes it was trained on, results of two kinds
+mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.evaluation.manifest import Manifest
+from lerobot_policy_vita_vla.evaluation.results import RUN_FILE
+
+logger = logging.getLogger(__name__)
+
+MEANINGS = {
+    "manifest_hash": "another manifest",
+    "policy_fingerprint": "another policy",
+    "n_action_steps": "another n_action_steps",
+    "temporal_ensemble_coeff": "another temporal_ensemble_coeff",
+    "device": "another device",
+    "inference_batch": "another inference_batch",
+    "threads": "another number of inference threads",
+}
+"""What `run.json` records of a run, each with the words for a difference."""
+
+NUMERICS = ("device", "inference_batch", "threads")
+"""Settings that move the last bits: they must not change in the middle, but do not matter once all is
+played."""
+
+
+def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: bool = False) -> None:
+    """Compare how a policy's demonstrations were recorded with what a manifest shows.
+
+    Args:
+        recording: `conventions.RecordingInfo` as the checkpoint stores it; empty where it stores none
+            (LeRobot's own policies), which is logged.
+        manifest: What is about to be played.
+        allow: Log the differences and go on.
+
+    Raises:
+        ValueError: If the pictures differ, or if evaluation episodes were demonstrated in training.
+    """
+    if not recording:
+        logger.warning(
+            "the policy does not say how its demonstrations were recorded; it will see %s pictures of %d px",
+            manifest.quality,
+            manifest.observation_size,
+        )
+        return
+    info = RecordingInfo.from_dict(recording)
+    found = info.picture_differences(
+        {"suite": manifest.suite, "quality": manifest.quality, "observation_size": manifest.observation_size}
+    )
+    for task in manifest.tasks:
+        first, last = info.seeds.get(task, (1, 0))
+        seen = [e.seed for e in manifest.episodes if e.task == task and first <= e.seed <= last]
+        if seen:
+            found.append(
+                f"seeds of {task}: demonstrations used {first}..{last}, the manifest repeats {len(seen)}"
+            )
+    if not found:
+        return
+    lines = "\n  ".join(found)
+    if not allow:
+        raise ValueError(
+            f"the policy was trained on something else than this manifest plays:\n  {lines}\n"
+            f"Make the manifest with quality={info.quality!r}, observation_size={info.observation_size} "
+            "and fresh seeds, or pass allow_other_recording=True if measuring exactly this is the point"
+        )
+    logger.warning("evaluating although the recording differs:\n  %s", lines)
+
+
+def check_same_run(folder: Path, wanted: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:
+    """Refuse to continue a folder that holds results of something else.
+
+    Args:
+        folder: Evaluation folder.
+        wanted: Keys of `MEANINGS` of the run that is asked for.
+        finished: All episodes are there, so that settings of the machine no longer matter.
+
+    Returns:
+        The stored ``run.json``, empty if there is none.
+
+    Raises:
+        ValueError: Naming each difference and the ways out.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    stored = json.loads(path.read_text())
+    compared = [key for key in MEANINGS if not (finished and key in NUMERICS)]
+    different = [
+        f"{MEANINGS[key]} ({_short(stored.get(key))} there, {_short(wanted[key])} now)"
+        for key in compared
+        if stored.get(key) != wanted[key]
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds results of {', '.join(different)}. Use another label, or start over with "
+            "resume=False, which deletes them"
+        )
+    return stored
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

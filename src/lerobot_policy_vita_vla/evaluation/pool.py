@@ -1,0 +1,163 @@
+"""The simulator processes, and which episode goes where.
+
+Processes come from a fork server that has imported the simulator once, so a worker starts in milliseconds
+instead of the seconds that importing LeRobot takes, and shares that memory; nothing of the parent (GPU state,
+threads, GL) is inherited. Where the platform has no fork server, plain spawning does the same, slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterable
+from multiprocessing.connection import wait
+from typing import Any
+
+from lerobot_policy_vita_vla.evaluation.manifest import Episode
+from lerobot_policy_vita_vla.evaluation.worker import Settings, serve
+
+SHARE_FROM = 2
+"""Episodes a task must have left before another simulator is built for it (our choice: building takes about
+as long as an episode)."""
+
+
+class EpisodeQueue:
+    """Hands out episodes so that few simulators are built.
+
+    A slot keeps its task while that has episodes; then it takes a task that nobody has begun, or helps with
+    the one that has most left.
+    """
+
+    def __init__(self, episodes: Iterable[Episode]):
+        self._pending: dict[str, list[Episode]] = {}
+        for episode in episodes:
+            self._pending.setdefault(episode.task, []).append(episode)
+        self._begun: set[str] = set()
+
+    def next(self, task: str | None) -> Episode | None:
+        """The next episode for a slot whose simulator has ``task`` loaded; None if it is not needed any
+        more.
+        """
+        if task not in self._pending:
+            fresh = [name for name in self._pending if name not in self._begun]
+            shared = [name for name, left in self._pending.items() if len(left) >= SHARE_FROM]
+            task = fresh[0] if fresh else max(shared, key=lambda name: len(self._pending[name]), default=None)
+        if task is None:
+            return None
+        self._begun.add(task)
+        episode = self._pending[task].pop(0)
+        if not self._pending[task]:
+            del self._pending[task]
+        return episode
+
+
+class WorkerPool:
+    """Worker processes with numbered slots; use as a context manager, so that no process outlives it.
+
+    Args:
+        workers: Number of processes.
+        slots_per_worker: Simulators, thus simultaneous episodes, in each.
+        stall_s: Longest silence of all workers, seconds, before giving up (our choice: five minutes is far
+            above building a simulator on a loaded machine).
+    """
+
+    def __init__(self, workers: int, slots_per_worker: int, *, stall_s: float = 300.0):
+        for name, value in (("workers", workers), ("envs_per_worker", slots_per_worker)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.slots = range(workers * slots_per_worker)
+        self._workers, self._stall_s = workers, stall_s
+        self._processes, self._connections = [], []
+
+    def __enter__(self) -> WorkerPool:
+        context = _context()
+        try:
+            for index in range(self._workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=serve, args=(theirs,), daemon=True, name=f"vita-vla-simulator-{index}"
+                )
+                self._connections.append(ours)
+                process.start()
+                self._processes.append(process)
+                # Ours alone may keep the pipe open, or the death of a worker would go unnoticed.
+                theirs.close()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            # An idle worker ends by itself when its pipe closes; one in the middle of an episode is not
+            # waited for.
+            process.terminate()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def setup(self, settings: Settings) -> None:
+        """Tell every worker what is common to all episodes."""
+        for index in range(self._workers):
+            self._post(index, ("setup", None, settings.for_worker(index)))
+
+    def send(self, slot: int, kind: str, payload: Any) -> None:
+        """Send a message to a slot."""
+        self._post(slot % self._workers, (kind, slot, payload))
+
+    def receive(self, *, block: bool) -> list[tuple[str, int, Any]]:
+        """Messages that have arrived; with ``block`` at least one.
+
+        Raises:
+            RuntimeError: If a worker failed (with its traceback), died, or all of them went silent.
+        """
+        ready = wait(self._connections, timeout=self._stall_s if block else 0)
+        if block and not ready:
+            raise RuntimeError(
+                f"no simulator has answered for {self._stall_s:.0f} s; the finished episodes are kept. Look "
+                "at the machine's load and memory, then run the same command again: it continues"
+            )
+        messages = []
+        for connection in ready:
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise self._death(self._connections.index(connection)) from None
+            if message[0] == "error":
+                raise RuntimeError(f"a simulator process failed:\n{message[2]}")
+            messages.append(message)
+        return messages
+
+    def _post(self, index: int, message: tuple) -> None:
+        try:
+            self._connections[index].send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            # Its last words, if any, are still in the pipe.
+            with contextlib.suppress(EOFError, ConnectionResetError):
+                while self._connections[index].poll():
+                    if (last := self._connections[index].recv())[0] == "error":
+                        raise RuntimeError(f"a simulator process failed:\n{last[2]}") from None
+            raise self._death(index) from None
+
+    def _death(self, index: int) -> RuntimeError:
+        process = self._processes[index]
+        process.join(timeout=5)
+        return RuntimeError(
+            f"simulator process {index} ended unexpectedly (exit code {process.exitcode}; -9 is usually the "
+            "system running out of memory: use fewer workers or envs_per_worker). The finished episodes are "
+            "kept; run the same command again to continue"
+        )
+
+
+def _context():
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["lerobot_policy_vita_vla.evaluation.worker", "lerobot_policy_vita_vla.demos.metaworld"]
+    )
+    return context

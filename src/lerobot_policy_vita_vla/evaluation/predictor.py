@@ -1,0 +1,217 @@
+"""Any LeRobot policy as a function from observations to action chunks, one row per episode.
+
+LeRobot's policies keep queues for one batch of environments that run in lockstep. Here episodes start and end
+when they like, so queues and histories live with the episode (`worker.Rollout`) and the policy is only asked
+for chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lerobot_policy_vita_vla.conventions import match_cameras
+from lerobot_policy_vita_vla.evaluation.manifest import Manifest
+
+PICTURE, STATE = "pixels", "agent_pos"
+"""Keys of the simulator's observations: (h, w, 3) uint8 and (S,) float; with H > 1, (H, h, w, 3) and (H,
+S)."""
+
+
+class ChunkPredictor(Protocol):
+    """What the runner needs of whatever acts."""
+
+    policy_type: str
+    n_action_steps: int | None
+    """Actions of a chunk to execute; None is all of them."""
+    ensemble_coeff: float | None
+    n_obs_steps: int
+    uses_images: bool
+    fingerprint: str
+    """Tells two policies apart when an evaluation continues."""
+
+    def predict(self, observations: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Action chunks (n, T, A) float32 in environment units for n observations.
+
+        Args:
+            observations: ``{"pixels", "agent_pos", "task"}`` each, as the simulator gives them.
+        """
+        ...
+
+
+class PolicyPredictor:
+    """A LeRobot policy with its processors.
+
+    Args:
+        policy: The policy.
+        preprocessor: Its saved preprocessing pipeline.
+        postprocessor: Its saved postprocessing pipeline.
+        fingerprint: See `ChunkPredictor`.
+        n_action_steps: Instead of the policy's own; given alone it also turns ensembling off.
+        temporal_ensemble_coeff: Instead of the policy's own; executes one action per prediction.
+    """
+
+    def __init__(
+        self,
+        policy,
+        preprocessor,
+        postprocessor,
+        *,
+        fingerprint: str,
+        n_action_steps: int | None = None,
+        temporal_ensemble_coeff: float | None = None,
+    ):
+        config = policy.config
+        self.policy, self.preprocessor, self.postprocessor = policy.eval(), preprocessor, postprocessor
+        self.fingerprint, self.policy_type = fingerprint, config.type
+        self.n_action_steps, self.ensemble_coeff = n_action_steps, temporal_ensemble_coeff
+        if n_action_steps is None and temporal_ensemble_coeff is None:
+            self.n_action_steps = getattr(config, "n_action_steps", None)
+            self.ensemble_coeff = getattr(config, "temporal_ensemble_coeff", None)
+        if self.ensemble_coeff is not None and self.n_action_steps is None:
+            self.n_action_steps = 1
+        self.n_obs_steps = getattr(config, "n_obs_steps", 1) or 1
+        cameras = list(getattr(config, "image_features", None) or [])
+        # The simulator has one camera, which LeRobot calls observation.image.
+        self._camera = next(iter(match_cameras(cameras, ["observation.image"])), None)
+        # Our own policies can be told to ignore the picture (blind baselines); then nothing needs to be
+        # drawn.
+        self.uses_images = self._camera is not None and getattr(config, "use_images", True)
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[dict[str, Any]]) -> np.ndarray:
+        """See `ChunkPredictor.predict`."""
+        # What the queues of policies that fill them while predicting hold belongs to other episodes.
+        self.policy.reset()
+        batch = self.preprocessor(self._batch(observations))
+        use_amp, device = getattr(self.policy.config, "use_amp", False), self.policy.config.device
+        with torch.autocast(torch.device(device).type) if use_amp else contextlib.nullcontext():
+            chunk = self.policy.predict_action_chunk(batch)
+        rows, steps, dims = chunk.shape
+        # Postprocessors of LeRobot take single actions (B, A).
+        actions = self.postprocessor(chunk.reshape(rows * steps, dims).float())
+        return actions.reshape(rows, steps, -1).cpu().numpy().astype(np.float32)
+
+    def _batch(self, observations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        from lerobot.envs import preprocess_observation
+
+        leading = (len(observations),) if self.n_obs_steps == 1 else (len(observations), self.n_obs_steps)
+        # LeRobot's conversion knows one axis before the picture's.
+        flat = {
+            key: (stack := np.stack([np.asarray(row[key]) for row in observations])).reshape(
+                -1, *stack.shape[len(leading) :]
+            )
+            for key in (PICTURE, STATE)
+        }
+        batch = {
+            key: value.reshape(*leading, *value.shape[1:])
+            for key, value in preprocess_observation(flat).items()
+        }
+        picture = batch.pop("observation.image")
+        if self._camera is not None:
+            batch[self._camera] = picture
+        return {**batch, "task": [row["task"] for row in observations]}
+
+
+def load_predictor(
+    path: str | Path,
+    manifest: Manifest,
+    *,
+    device: str,
+    n_action_steps: int | None = None,
+    temporal_ensemble_coeff: float | None = None,
+) -> PolicyPredictor:
+    """Load a LeRobot checkpoint (folder or hub id) with its saved processors.
+
+    Args:
+        path: ``.../pretrained_model``, or a hub id.
+        manifest: Its picture size is what the policy gets.
+        device: ``"cpu"``, ``"cuda"``, ...
+        n_action_steps: See `PolicyPredictor`.
+        temporal_ensemble_coeff: See `PolicyPredictor`.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_policy, make_pre_post_processors
+
+    from lerobot_policy_vita_vla import VitaMetaworldEnvConfig
+
+    folder = checkpoint_folder(path)
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path, config.device = folder, device
+    renames = {
+        have: want for want, have in match_cameras(list(config.image_features), ["observation.image"]).items()
+    }
+    env_config = VitaMetaworldEnvConfig(
+        task=",".join(manifest.tasks), quality=manifest.quality, observation_size=manifest.observation_size
+    )
+    policy = make_policy(config, env_cfg=env_config, rename_map={k: v for k, v in renames.items() if k != v})
+    processors = make_pre_post_processors(
+        policy_cfg=config,
+        pretrained_path=str(folder),
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
+    return PolicyPredictor(
+        policy,
+        *processors,
+        fingerprint=fingerprint(folder),
+        n_action_steps=n_action_steps,
+        temporal_ensemble_coeff=temporal_ensemble_coeff,
+    )
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+        inner = next(iter(sorted(folder.glob("**/pretrained_model/config.json"), reverse=True)), None)
+        hint = f"; did you mean {inner.parent}?" if inner else ""
+        raise ValueError(f"{path} holds no config.json, so it is not a LeRobot checkpoint{hint}")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path)))
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights, configuration and processors."""
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
+        # Not part of what acts, and rewritten by a mere copy of the checkpoint.
+        if file.name == "train_config.json":
+            continue
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def state_fingerprint(policy: torch.nn.Module) -> str:
+    """The same for a policy in memory: SHA-256 over its weights."""
+    digest = hashlib.sha256(type(policy).__name__.encode())
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_recording(path: str | Path) -> dict[str, Any]:
+    """How the demonstrations of a checkpoint were recorded; empty for policies that do not keep it."""
+    return json.loads((checkpoint_folder(path) / "config.json").read_text()).get("recording") or {}
+
+
+def recording_defaults(path: str | Path) -> dict[str, Any]:
+    """Arguments of `manifest.make_manifest` that show a policy the pictures it was trained on."""
+    recording = read_recording(path)
+    return {key: recording[key] for key in ("quality", "observation_size") if key in recording}
