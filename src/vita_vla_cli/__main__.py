@@ -1,0 +1,7 @@
+"""`python -m vita_vla_cli` does what `vita-vla` does."""
+
+import sys
+
+from vita_vla_cli.cli import main
+
+sys.exit(main())

@@ -1,0 +1,163 @@
+"""Friendly flags -> the plain `lerobot-train` argument list that does the same.
+
+    teacher   --policy.type=seer      --policy.preset=tiny
+    align     --policy.type=vita_vla  --policy.stage=align     --policy.teacher_path=...  --policy.vlm=...
+    finetune  --policy.path=<align>   --policy.stage=finetune
+    ... without alignment: as align, with --policy.stage=only_finetune
+
+Nothing is hidden in a verb: what it adds to these is the list `COMMON`, each entry with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMON = (
+    # Frames lie in memory (training/frame_cache.py); each worker would import all of LeRobot again, 5-10 s.
+    "--num_workers=0",
+    # torchcodec without FFmpeg libraries prints a hundred lines of traceback, then falls back to this one.
+    "--dataset.video_backend=pyav",
+    # Evaluation is a verb of its own, on a manifest.
+    "--env_eval_freq=0",
+    "--eval_steps=0",
+    # LeRobot's default pushes to the hub and fails without an account.
+    "--policy.push_to_hub=false",
+    "--wandb.enable=false",
+)
+SAVE_ONLY_AT_END_BELOW = 5_000
+LOG_LINES = 50
+STAGES = ("finetune", "only_finetune", "freeze_vlm")
+TRAIN_CONFIG = "checkpoints/last/pretrained_model/train_config.json"
+
+
+def compose(
+    stage: str,
+    *,
+    demos: Path,
+    out: Path,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    preset: str | None = None,
+    vlm: str | None = None,
+    teacher: str | None = None,
+    start: str | None = None,
+    lr: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """Arguments of `lerobot-train` for one stage.
+
+    Args:
+        stage: ``teacher``, ``align``, ``finetune``, ``only_finetune`` or ``freeze_vlm``.
+        demos: Folder of a LeRobotDataset.
+        out: Output folder of the run.
+        steps: Updates.
+        batch_size: Samples per update.
+        seed: Of initialisation and data order.
+        preset: Size of the teacher.
+        vlm: The student's VLM.
+        teacher: Trained teacher: a checkpoint folder or a hub id.
+        start: Checkpoint folder of the alignment, for ``finetune`` and ``freeze_vlm``.
+        lr: Peak learning rate; None leaves the policy's own.
+        device: None lets LeRobot choose.
+        dtype: None leaves the policy's own.
+        extra: Arguments of `lerobot-train` (``--name=value``); they win over ours of the same name.
+
+    Raises:
+        ValueError: ``extra`` holds something else than ``--name=value``.
+    """
+    check_extra(extra)
+    policy = {"device": device, "dtype": dtype, "lr": None if lr is None else f"{lr:g}"}
+    if stage == "teacher":
+        other_type = _value(extra, "policy.type") not in (
+            None,
+            "seer",
+        )  # ACT and others have no preset, and other names
+        kind = {"type": "seer"} if other_type else {"type": "seer", "preset": preset}
+        policy = kind | ({"device": device} if other_type else policy)
+    elif start is not None:
+        policy = {"path": start, "stage": stage, "teacher_path": teacher} | policy
+    else:
+        policy = {"type": "vita_vla", "stage": stage, "vlm": vlm, "teacher_path": teacher} | policy
+    ours = [
+        *(f"--policy.{name}={value}" for name, value in policy.items() if value is not None),
+        f"--dataset.repo_id=local/{demos.absolute().name}",
+        f"--dataset.root={demos}",
+        f"--output_dir={out}",
+        f"--steps={steps}",
+        f"--batch_size={batch_size}",
+        f"--seed={seed}",
+        f"--log_freq={max(1, steps // LOG_LINES)}",
+        f"--save_freq={0 if steps < SAVE_ONLY_AT_END_BELOW else SAVE_ONLY_AT_END_BELOW}",
+        *COMMON,
+    ]
+    given = {_name(flag) for flag in extra}
+    if "policy.path" in given:  # LeRobot refuses a path beside a type
+        given.add("policy.type")
+    return [flag for flag in ours if _name(flag) not in given] + list(extra)
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Refuse what `lerobot-train` could not read as ``--name=value``."""
+    for flag in extra:
+        if not re.fullmatch(r"--[A-Za-z][\w.]*=.*", flag, flags=re.DOTALL):
+            raise ValueError(
+                f"unknown argument {flag!r}; see the verb's --help, or pass lerobot-train's own arguments as "
+                "--name=value, for example --policy.ema_decay=0.99 or --log_freq=10"
+            )
+
+
+def dataset_folder(path: Path) -> Path:
+    """Check that a folder holds a LeRobotDataset."""
+    if not (path / "meta" / "info.json").is_file():
+        raise ValueError(
+            f"--demos {path}: no LeRobotDataset there (meta/info.json is missing). Record one:\n"
+            f"  vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root {path}"
+        )
+    return path
+
+
+def checkpoint_folder(
+    path: str, *, flag: str, fix: str, online: bool = False, must_exist: bool = True
+) -> str:
+    """The `pretrained_model` folder of a run, from the run's folder or from itself.
+
+    Args:
+        path: What the user gave: a training run, a checkpoint folder, or a hub id with ``--online``.
+        flag: Name of the argument, for the message.
+        fix: Command that makes such a checkpoint.
+        online: Whether hub ids are allowed.
+        must_exist: False names the folder that a run will have, for printing a command ahead of time.
+
+    Raises:
+        ValueError: No checkpoint there; the message says what was looked for.
+    """
+    folder = Path(path)
+    for candidate in (
+        folder,
+        folder / "pretrained_model",
+        folder / "checkpoints" / "last" / "pretrained_model",
+    ):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    if online and not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return path
+    if not must_exist:
+        return str(folder / "checkpoints" / "last" / "pretrained_model")
+    if folder.is_dir():
+        problem = "there is no finished checkpoint in it (checkpoints/last/pretrained_model/config.json)"
+    else:
+        problem = "no such folder (a model of the hub needs --online)"
+    raise ValueError(f"{flag} {path}: {problem}. Make one:\n  {fix}")
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").split("=", 1)[0]
+
+
+def _value(flags: Sequence[str], name: str) -> str | None:
+    return next((flag.split("=", 1)[1] for flag in flags if _name(flag) == name), None)

@@ -1,0 +1,102 @@
+"""`vita-vla demos record` and `vita-vla demos check`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vita_vla_cli.recipe import FULL
+from vita_vla_cli.verbs import finish_verb, new_verb
+
+TASKS_HELP = "names with or without -v3, comma-separated, or a group: easy, medium, hard, very_hard, mt50"
+QUALITIES = ("light", "standard")
+
+
+def add(verbs: argparse._SubParsersAction, name: str) -> None:
+    """Declare the verb and its two parts."""
+    p = new_verb(
+        verbs,
+        name,
+        "Record demonstrations of scripted experts, or check a dataset.",
+        "vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root work/first/demos",
+        description="The result is a LeRobotDataset; one recorded elsewhere works as well (check it first).",
+        examples="vita-vla demos record --tasks easy --episodes 20 --root work/easy/demos\n"
+        "vita-vla demos check work/first/demos",
+    )
+    parts = p.add_subparsers(title="parts", metavar="PART", required=True)
+    _add_record(parts)
+    _add_check(parts)
+
+
+def _add_record(parts: argparse._SubParsersAction) -> None:
+    p = new_verb(
+        parts,
+        "record",
+        "Let the scripted experts play and keep their successes.",
+        "vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root work/first/demos",
+        examples="vita-vla demos record --tasks push,reach --episodes 5 --root work/try/demos --workers 1",
+    )
+    p.add_argument("--tasks", required=True, help=TASKS_HELP)
+    p.add_argument(
+        "--episodes", type=int, default=FULL.episodes_per_task, help="per task (default: %(default)s)"
+    )
+    p.add_argument("--root", type=Path, required=True, help="folder of the new dataset")
+    p.add_argument("--size", type=int, default=FULL.observation_size, help="pixels (default: %(default)s)")
+    p.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        default=FULL.quality,
+        help="light hides purely visual arm meshes, ten times faster without a GPU; standard is LeRobot's "
+        "own picture (default: %(default)s)",
+    )
+    p.add_argument("--seed", type=int, default=FULL.demo_seed, help="first episode's (default: %(default)s)")
+    p.add_argument("--workers", type=int, default=FULL.workers, help="processes (default: %(default)s)")
+    finish_verb(
+        p, _record, kept=lambda args: _kept(args.root), memory_hint="Smaller: --workers 1, --size 64."
+    )
+
+
+def _add_check(parts: argparse._SubParsersAction) -> None:
+    p = new_verb(
+        parts,
+        "check",
+        "Look for what makes training fail or learn nonsense.",
+        "vita-vla demos check work/first/demos",
+        description="Exit code 1 if the dataset cannot be trained on.",
+    )
+    p.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    finish_verb(p, _check)
+
+
+def _record(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.demos.record import record
+
+    from lerobot_policy_vita_vla.demos.suite import resolve_tasks
+
+    report = record(
+        resolve_tasks(args.tasks),
+        args.episodes,
+        args.root,
+        quality=args.quality,
+        observation_size=args.size,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    if report is not None:
+        print(report)
+    print(f"recorded: {args.root}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.demos.check import check_dataset
+
+    report = check_dataset(args.root)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _kept(root: Path) -> str:
+    if (root / "meta" / "info.json").is_file():
+        return f"{root}, up to the last finished episode; `vita-vla demos check {root}` looks at it"
+    return "nothing"

@@ -1,0 +1,195 @@
+"""`vita-vla eval` and `vita-vla report`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vita_vla_cli.recipe import FULL
+from vita_vla_cli.verbs import finish_verb, new_verb
+from vita_vla_cli.verbs.demos import QUALITIES, TASKS_HELP
+
+
+def add(verbs: argparse._SubParsersAction, name: str) -> None:
+    """Declare one of the two verbs."""
+    {"eval": _add_eval, "report": _add_report}[name](verbs, name)
+
+
+def _add_eval(verbs: argparse._SubParsersAction, name: str) -> None:
+    p = new_verb(
+        verbs,
+        name,
+        "Play episodes in the simulator: success rates with intervals, on one list of episodes.",
+        "vita-vla eval work/first/teacher work/first/finetune --tasks door-open,drawer-open --episodes 20",
+        description=(
+            "The episodes are laid down in RUN/manifest.json first; every policy plays the same ones, and a\n"
+            "later call without --tasks uses them again. Finished episodes are kept: the same command\n"
+            "continues."
+        ),
+        examples="""\
+vita-vla eval work/first/only_finetune
+vita-vla eval mine=work/other/finetune --run work/first
+vita-vla eval work/first/finetune --manifest results/manifest.json --run work/first
+vita-vla eval expert --run work/first
+vita-vla eval work/first/align work/first/finetune --agreement work/first/teacher --demos work/first/demos""",
+    )
+    p.add_argument(
+        "policies",
+        nargs="+",
+        metavar="[LABEL=]POLICY",
+        help="run folder, checkpoint folder, or 'expert' (the scripted one); label: the run's name",
+    )
+    p.add_argument(
+        "--run", type=Path, dest="folder", help="run folder (default: the folder of the first policy)"
+    )
+    which = p.add_argument_group("which episodes")
+    which.add_argument("--manifest", type=Path, help="list of episodes (default: RUN/manifest.json)")
+    which.add_argument("--tasks", help=f"write RUN/manifest.json: {TASKS_HELP}")
+    which.add_argument(
+        "--episodes", type=int, default=FULL.eval_episodes, help="per task (default: %(default)s)"
+    )
+    which.add_argument(
+        "--seed", type=int, default=FULL.eval_seed, help="first episode's (default: %(default)s)"
+    )
+    which.add_argument("--size", type=int, help="pixels (default: as the policy was trained)")
+    which.add_argument(
+        "--quality", choices=QUALITIES, help="of rendering (default: as the policy was trained)"
+    )
+    which.add_argument(
+        "--episode-length",
+        type=int,
+        default=FULL.episode_length,
+        help="limit in steps (default: %(default)s)",
+    )
+    p.add_argument(
+        "--workers", type=int, default=FULL.workers, help="simulation processes (default: %(default)s)"
+    )
+    p.add_argument("--videos", type=int, default=1, help="per task and outcome (default: %(default)s)")
+    p.add_argument("--device", help="cpu, cuda, mps (default: the best one there is)")
+    agreement = p.add_argument_group("agreement with the teacher, instead of episodes")
+    agreement.add_argument("--agreement", metavar="TEACHER", help="compare predictions with this teacher's")
+    agreement.add_argument("--demos", type=Path, metavar="ROOT", help="dataset to compare on")
+    finish_verb(
+        p,
+        _eval,
+        kept=lambda args: f"finished episodes in {_folder(args)}/eval; the same command continues",
+        memory_hint="Smaller: --workers 1, --device cpu.",
+        hub=True,
+    )
+
+
+def _add_report(verbs: argparse._SubParsersAction, name: str) -> None:
+    p = new_verb(
+        verbs,
+        name,
+        "Make one page of a run: rates, paired comparisons, curves, videos.",
+        "vita-vla report work/first",
+        description="One HTML file without external parts: it can be mailed, and opened offline.",
+        examples="vita-vla report work/first work/second --out work/both.html",
+    )
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    p.add_argument("--out", type=Path, help="HTML file (default: RUN/report.html)")
+    finish_verb(p, _report)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    policies = [_labelled(text) for text in args.policies]
+    labels = [label for label, _ in policies]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"two policies have the same label, {', '.join(labels)}: give them as LABEL=POLICY")
+    folder = _folder(args)
+    if args.agreement is not None:
+        return _agreement(args, policies, folder)
+
+    from lerobot_policy_vita_vla.evaluation.runner import evaluate
+
+    manifest = _manifest(args, policies[0][1], folder)
+    for label, policy in policies:
+        result = evaluate(
+            policy,
+            manifest,
+            folder / "eval" / label,
+            label=label,
+            workers=args.workers,
+            videos_per_task=(args.videos, args.videos),
+            device=args.device,
+        )
+        rate = result["overall"]
+        print(
+            f"{label}: success {rate['success_rate']:.2f} ({rate['low']:.2f} - {rate['high']:.2f}, 95 %), "
+            f"{rate['n_episodes']} episodes"
+        )
+    return 0
+
+
+def _manifest(args: argparse.Namespace, policy: str, folder: Path):
+    from lerobot_policy_vita_vla.evaluation.manifest import load_manifest, make_manifest
+    from lerobot_policy_vita_vla.evaluation.predictor import recording_defaults
+
+    stored = folder / "manifest.json"
+    if args.manifest is not None:
+        if args.tasks is not None:
+            raise ValueError("--manifest names the episodes and so does --tasks: leave one of them out")
+        manifest = load_manifest(args.manifest)
+    elif args.tasks is None:
+        if not stored.is_file():
+            raise ValueError(
+                f"which episodes? add --tasks door-open,drawer-open (or --manifest FILE): no {stored} yet"
+            )
+        return load_manifest(stored)
+    else:
+        seen = {} if policy == "expert" else recording_defaults(policy)
+        given = {"quality": args.quality, "observation_size": args.size}
+        look = seen | {name: value for name, value in given.items() if value is not None}
+        manifest = make_manifest(
+            args.tasks, args.episodes, args.seed, episode_length=args.episode_length, **look
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.save(stored)
+    return manifest
+
+
+def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder: Path) -> int:
+    if args.demos is None:
+        raise ValueError("--agreement needs --demos ROOT: predictions are compared on recorded observations")
+    from lerobot_policy_vita_vla.evaluation.agreement import agreement
+
+    from lerobot_policy_vita_vla.evaluation.results import write_json
+
+    report = {
+        label: agreement(policy, args.agreement, args.demos, device=args.device or "cpu")
+        for label, policy in policies
+    }
+    write_json(folder / "agreement.json", report)
+    print(f"agreement: {folder / 'agreement.json'}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.evaluation.report import build_report
+
+    print(f"report: {build_report(args.runs, args.out).absolute()}")
+    return 0
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, separator, policy = text.partition("=")
+    if separator:
+        return label, policy
+    return _run_folder(Path(text)).name or text, text
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if args.folder is not None:
+        return args.folder
+    policy = args.policies[0].rpartition("=")[2]
+    if policy == "expert" or not Path(policy).exists():
+        raise ValueError(f"where do the results go? add --run FOLDER ({policy} has no folder of its own)")
+    return _run_folder(Path(policy)).parent
+
+
+def _run_folder(path: Path) -> Path:
+    """The training run that a checkpoint folder belongs to (RUN/checkpoints/STEP/pretrained_model)."""
+    if path.name == "pretrained_model" and path.parents[1].name == "checkpoints":
+        return path.parents[2]
+    return path
