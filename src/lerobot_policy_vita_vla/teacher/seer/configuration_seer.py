@@ -144,9 +144,9 @@ class SeerConfig(PreTrainedConfig):
             raise ValueError(f"n_obs_steps must be at least 1, got {self.n_obs_steps}")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
-        if self.width % self.n_heads or self.width % 4:
+        if self.width % self.n_heads or self.width % 16:
             raise ValueError(
-                f"width must be a multiple of n_heads and of 4, got {self.width} and {self.n_heads} heads"
+                f"width must be a multiple of n_heads and of 16, got {self.width} and {self.n_heads} heads"
             )
         if round(self.foresight_tokens**0.5) ** 2 != self.foresight_tokens or self.foresight_tokens < 1:
             raise ValueError(f"foresight_tokens must be a square number >= 1, got {self.foresight_tokens}")
@@ -165,7 +165,7 @@ class SeerConfig(PreTrainedConfig):
         """Check what the dataset offers and drop the privileged state from the inputs.
 
         Raises:
-            ValueError: No camera, no proprioceptive state or no action.
+            ValueError: No camera, no proprioceptive state or no action; a size that foresight cannot use.
         """
         self.input_features = {k: v for k, v in self.input_features.items() if k != PRIVILEGED_STATE}
         found = sorted(self.input_features) + sorted(self.output_features)
@@ -178,6 +178,12 @@ class SeerConfig(PreTrainedConfig):
                 raise ValueError(f"seer needs {what}; the dataset or environment offers {found}")
         if self.image_size is None:
             self.image_size = next(iter(self.image_features.values())).shape[-1]
+        if self.foresight_weight > 0 and self.image_size % 16:
+            raise ValueError(
+                f"foresight predicts patches of 16 px, so image_size must be a multiple of 16, got "
+                f"{self.image_size}; pass --policy.image_size={self.image_size // 16 * 16 or 16} or "
+                "--policy.foresight_weight=0"
+            )
 
     @property
     def history_indices(self) -> list[int]:
