@@ -56,7 +56,7 @@ class VitaVLAConfig(PreTrainedConfig):
         chunk_size: T, actions predicted at once. None takes the teacher's (they must agree).
         n_action_steps: Actions executed before the next prediction, 1..T. None: T, or 1 when ensembling.
         temporal_ensemble_coeff: m of the averaging of overlapping chunks with weights exp(-m i), i = 0 oldest
-            (paper.md section 3: 0.01), or None.
+            (official evaluation: 0.01), or None.
         num_queries: Action queries; T must be a multiple. None: T, one per action (paper).
         shared_queries: One vector for all queries, told apart by position only (paper); False: one each.
         use_state_encoder: False drops the state token (ablation).
@@ -81,6 +81,7 @@ class VitaVLAConfig(PreTrainedConfig):
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
         teacher_cameras: Filled in: which of our cameras feeds each of the teacher's.
+        vlm_changed: Filled in: whether a stage so far changed the VLM's own weights.
         recording: Filled in: how the demonstrations were recorded (`conventions.RecordingInfo`).
     """
 
@@ -130,6 +131,7 @@ class VitaVLAConfig(PreTrainedConfig):
     dtype: str = "bfloat16"
 
     teacher_cameras: dict[str, str] = field(default_factory=dict)
+    vlm_changed: bool = False
     recording: dict[str, Any] = field(default_factory=dict)
     push_to_hub: bool = False
 
@@ -178,10 +180,10 @@ class VitaVLAConfig(PreTrainedConfig):
             )
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be 0 (no adapters) or positive, got {self.lora_rank}")
-        if self.save_vlm == "reference" and self.trains_language:
+        if self.save_vlm == "reference" and (self.vlm_changed or self.trains_language and not self.uses_lora):
             raise ValueError(
-                f"stage {self.stage!r} changes the language model, which save_vlm=reference would leave out "
-                "of the checkpoint; pass --policy.save_vlm=full"
+                f"up to stage {self.stage!r} the language model is trained, which save_vlm=reference would "
+                "leave out of the checkpoint; pass --policy.save_vlm=full"
             )
         if not 0.0 <= self.warmup_fraction < 1.0:
             raise ValueError(f"warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
@@ -192,6 +194,11 @@ class VitaVLAConfig(PreTrainedConfig):
     def trains_language(self) -> bool:
         """Whether this stage changes weights of the language model (adapters count)."""
         return self.stage in ("finetune", "only_finetune")
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether the language model carries adapters in this stage."""
+        return self.trains_language and self.lora_rank > 0
 
     @property
     def needs_teacher(self) -> bool:
@@ -219,7 +226,7 @@ class VitaVLAConfig(PreTrainedConfig):
         return None
 
     def get_optimizer_preset(self) -> AdamWConfig:
-        """AdamW (paper.md section 2); groups with their own rates come from the policy."""
+        """AdamW (paper); groups with their own rates come from the policy."""
         return AdamWConfig(lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm)
 
     def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:

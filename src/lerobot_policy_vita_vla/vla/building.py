@@ -1,0 +1,136 @@
+"""Making the student's parts from its configuration, and writing back what they turned out to be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lerobot_policy_vita_vla.contracts import Teacher
+from lerobot_policy_vita_vla.teacher.decoder import build_decoder
+from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
+from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
+from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+from lerobot_policy_vita_vla.vla.lora import add_adapters
+from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
+from lerobot_policy_vita_vla.vla.vlm_files import (
+    empty_vlm,
+    load_processor,
+    load_vlm,
+    resolve_vlm,
+    stored_config,
+)
+
+PROCESSOR_FOLDER = "vlm_processor"
+"""Where a checkpoint keeps the VLM's processor."""
+
+EAGER_WIDTH = 1024
+"""On CPU, eager attention trains faster than sdpa up to about this width (measured in bfloat16)."""
+
+
+def build_network(
+    config: VitaVLAConfig,
+    *,
+    checkpoint: Path | None,
+    vlm_is_reference: bool = False,
+    teacher: Teacher | None = None,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+    state_names: list[str] | None = None,
+) -> VitaVLANetwork:
+    """Build the network.
+
+    Args:
+        config: Its "filled in" fields are set here when they are empty.
+        checkpoint: Folder whose weights will be loaded, or None for a student that starts.
+        vlm_is_reference: The checkpoint leaves the VLM out, so that its weights come from ``config.vlm``.
+        teacher: Gives the decoder; needed without a checkpoint.
+        dataset_stats: LeRobot's dataset statistics, for scaling the state; without a checkpoint.
+        state_names: Names of the state's dimensions, to find the gripper's.
+    """
+    backbone = _build_backbone(config, checkpoint, vlm_is_reference)
+    decoder = _build_decoder(config, checkpoint, teacher)
+    num_queries = config.num_queries or config.chunk_size
+    return VitaVLANetwork(
+        backbone=backbone,
+        state_encoder=_build_state_encoder(config, backbone.width, dataset_stats, state_names),
+        queries=ActionQueries(
+            num_queries=num_queries,
+            width=backbone.width,
+            shared=config.shared_queries,
+            init_std=backbone.embedding_std if checkpoint is None else 1.0,
+        ),
+        mapper=ActionMapper(
+            width=backbone.width,
+            feature_dim=decoder.feature_dim,
+            features_per_query=config.chunk_size // num_queries,
+        ),
+        decoder=decoder,
+        chunk_size=config.chunk_size,
+    )
+
+
+def _build_backbone(config: VitaVLAConfig, checkpoint: Path | None, vlm_is_reference: bool) -> VLMBackbone:
+    if checkpoint is None or vlm_is_reference:
+        source = resolve_vlm(config.vlm)
+        vlm = load_vlm(
+            source, revision=config.vlm_revision, dtype=config.vlm_dtype, attention=_attention(config)
+        )
+        config.vlm_config = stored_config(vlm)
+    else:
+        vlm = empty_vlm(config.vlm_config, dtype=config.vlm_dtype, attention=_attention(config))
+    if checkpoint is None:
+        processor = load_processor(source, config.vlm_revision)
+    else:
+        processor = load_processor(checkpoint / PROCESSOR_FOLDER)
+    backbone = VLMBackbone(vlm, processor, template=config.prompt)
+    if _attention_is_open(config):
+        width = backbone.width
+        vlm.set_attn_implementation("eager" if width <= EAGER_WIDTH else "sdpa")
+    if config.uses_lora:
+        add_adapters(vlm, rank=config.lora_rank, alpha=config.lora_alpha or 2 * config.lora_rank)
+    if config.gradient_checkpointing:
+        backbone.checkpoint_gradients()
+    return backbone
+
+
+def _attention_is_open(config: VitaVLAConfig) -> bool:
+    return config.attn_implementation == "auto" and config.device == "cpu"
+
+
+def _attention(config: VitaVLAConfig) -> str:
+    return "sdpa" if config.attn_implementation == "auto" else config.attn_implementation
+
+
+def _build_decoder(config: VitaVLAConfig, checkpoint: Path | None, teacher: Teacher | None) -> nn.Module:
+    if checkpoint is not None:
+        return build_decoder(config.decoder)
+    assert teacher is not None, "a student that starts takes its decoder's shape from the teacher"
+    config.decoder = teacher.decoder.config()
+    if config.decoder_init == "scratch":
+        return build_decoder(config.decoder)
+    return copy.deepcopy(teacher.decoder).cpu().train()
+
+
+def _build_state_encoder(
+    config: VitaVLAConfig,
+    width: int,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None,
+    state_names: list[str] | None,
+) -> StateEncoder | None:
+    if not config.use_state_encoder:
+        return None
+    state_dim = config.robot_state_feature.shape[0]
+    if config.gripper_state_dims is None:
+        names = state_names or []
+        config.gripper_state_dims = [i for i, name in enumerate(names) if "gripper" in name.lower()]
+    stats = (dataset_stats or {}).get("observation.state", {})
+    return StateEncoder(
+        state_dim=state_dim,
+        width=width,
+        gripper_dims=config.gripper_state_dims,
+        mean=stats.get("mean"),
+        std=stats.get("std"),
+    )

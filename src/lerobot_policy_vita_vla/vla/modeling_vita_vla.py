@@ -1,0 +1,261 @@
+"""LeRobot's side of the student: batches in, losses and actions out. The network is in network.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lerobot_policy_vita_vla.chunking import ChunkExecutor
+from lerobot_policy_vita_vla.ema import ParameterEMA
+from lerobot_policy_vita_vla.vla.align import align_loss
+from lerobot_policy_vita_vla.vla.augmentation import random_shift
+from lerobot_policy_vita_vla.vla.building import PROCESSOR_FOLDER, build_network
+from lerobot_policy_vita_vla.vla.checkpoint import (
+    VLM_PREFIX,
+    Checkpoint,
+    continue_from,
+    load_strictly,
+    open_checkpoint,
+)
+from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+from lerobot_policy_vita_vla.vla.finetune import finetune_loss
+from lerobot_policy_vita_vla.vla.stages import apply_stage, check_stage_order
+from lerobot_policy_vita_vla.vla.teaching import (
+    check_decoder_scale,
+    check_teacher,
+    require_teacher,
+)
+
+
+class VitaVLAPolicy(PreTrainedPolicy):
+    """A vision-language model that acts through its teacher's decoder.
+
+    Args:
+        config: Settings; "filled in" fields are written here.
+        dataset_stats: LeRobot's dataset statistics (state scaling; actions are checked with the teacher's).
+        dataset_meta: LeRobot's dataset metadata (names of the state's dimensions, recording conventions).
+        checkpoint: Set by `from_pretrained`: where the weights come from.
+
+    Raises:
+        ValueError: Without a checkpoint, for stage ``finetune`` or a missing or unfit teacher.
+    """
+
+    config_class = VitaVLAConfig
+    name = "vita_vla"
+
+    def __init__(
+        self,
+        config: VitaVLAConfig,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        checkpoint: Checkpoint | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(config)
+        # Read-only and never a submodule: not in the state dict, not seen by DDP or the optimiser.
+        object.__setattr__(self, "_teacher", None)
+        if checkpoint is None:
+            check_stage_order(config.stage, None)
+            self._meet_teacher(dataset_stats)
+        else:
+            continue_from(config, checkpoint)
+            check_decoder_scale(config, dataset_stats)
+        config.validate_features()
+        self._remember_recording(dataset_meta)
+        self.network = build_network(
+            config,
+            checkpoint=checkpoint.folder if checkpoint else None,
+            vlm_is_reference=checkpoint is not None and not checkpoint.has_vlm,
+            teacher=self._teacher.teacher if self._teacher else None,
+            dataset_stats=dataset_stats,
+            state_names=_state_names(dataset_meta),
+        )
+        self.trainable = apply_stage(self.network.parts(), config.stage)
+        self.network.backbone.cached = not config.trains_language
+        config.vlm_changed = config.vlm_changed or (config.trains_language and not config.uses_lora)
+        if not config.needs_teacher:
+            object.__setattr__(self, "_teacher", None)
+        self._checkpoint = checkpoint
+        self._start_average()
+        # Blocks that sharded training wraps one by one.
+        self._fsdp_wrap_modules = self.network.backbone.block_names()
+        if config.save_vlm == "reference":
+            self.register_state_dict_post_hook(_leave_out_vlm)
+        self.train(self.training)
+        self.reset()
+
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """Loss of the current stage.
+
+        Args:
+            batch: See contracts.py.
+            reduction: ``"mean"`` or ``"none"``, (B,).
+
+        Returns:
+            The loss and plain numbers for the log.
+        """
+        config = self.config
+        if self.training and config.image_shift_px:
+            # Student and teacher see the same shifted image (the paper draws apart): the teacher's features
+            # then answer the very picture that the student sees, not another one.
+            shifted = {key: random_shift(batch[key], config.image_shift_px) for key in config.image_features}
+            batch = batch | shifted
+        target = self._targets(batch) if config.needs_teacher else None
+        with self._autocast():
+            features = self.network.features(*self._inputs(batch))
+            if config.stage == "align":
+                return align_loss(features, target, kind=config.align_loss, reduction=reduction)
+            return finetune_loss(
+                self.network.decoder,
+                features,
+                batch[ACTION],
+                batch["action_is_pad"],
+                beta=config.smooth_l1_beta,
+                gripper_weight=config.gripper_weight,
+                target_BTE=target,
+                align_kind=config.align_loss,
+                align_weight=config.align_weight,
+                reduction=reduction,
+            )
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Action chunk (B, T, A) in environment units."""
+        if self.training:
+            self.eval()
+        with self._autocast():
+            return self.network.act(*self._inputs(batch))
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """The next action (B, A), from the queue or a new prediction."""
+        return self._executor.next_action(lambda: self.predict_action_chunk(batch))
+
+    def reset(self) -> None:
+        """Forget all predictions; call at the start of an episode."""
+        config = self.config
+        self._executor = ChunkExecutor(
+            chunk_size=config.chunk_size,
+            n_action_steps=config.n_action_steps,
+            ensemble_coeff=config.temporal_ensemble_coeff,
+        )
+
+    @property
+    def _action_queue(self) -> Any:
+        # LeRobot drops pending actions through this name.
+        return self._executor._action_queue
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Added parts and decoder at ``lr``, the language model or its adapters at ``lr_language``."""
+        config, parts = self.config, self.network.parts()
+        language = [p for part in ("language", "adapters") for p in parts[part].values() if p.requires_grad]
+        inside = {id(p) for p in language}
+        added = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
+        groups = [{"params": added, "lr": config.lr}]
+        if language:
+            lr = config.lr if config.lr_language is None else config.lr_language
+            groups.append({"params": language, "lr": lr})
+        return groups
+
+    def update(self) -> None:
+        """Advance the weight average; LeRobot calls this after every optimiser step."""
+        if self.ema is not None:
+            self.ema.update()
+
+    def train(self, mode: bool = True) -> VitaVLAPolicy:
+        """Switch to training or acting; frozen parts stay in eval(), averaged weights act."""
+        super().train(mode)
+        self.network.backbone.set_mode(mode and self.config.trains_language)
+        if self.ema is not None:
+            self.ema.activate(not mode)
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> VitaVLAPolicy:
+        """Load a checkpoint strictly, to act, to go on, or to start the next stage (``config.stage``)."""
+        checkpoint = open_checkpoint(pretrained_name_or_path, revision)
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(
+                checkpoint.folder, cli_overrides=kwargs.pop("cli_overrides", [])
+            )
+        return super().from_pretrained(checkpoint.folder, config=config, checkpoint=checkpoint, **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: VitaVLAPolicy, model_file: str, map_location: str, strict: bool
+    ) -> VitaVLAPolicy:
+        # LeRobot's own loading is not strict: a renamed layer would stay random with a mere warning.
+        if not load_strictly(model, load_file(model_file), model._checkpoint):
+            model._start_average()
+        return model
+
+    def _save_pretrained(self, save_directory: Path, **kwargs: Any) -> None:
+        active = self.ema is not None and self.ema.active
+        if active:
+            self.ema.activate(False)
+        super()._save_pretrained(save_directory, **kwargs)
+        self.network.backbone.processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER)
+        if active:
+            self.ema.activate(True)
+
+    def _start_average(self) -> None:
+        decay = self.config.ema_decay
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        self.ema = ParameterEMA(named, decay) if decay > 0 else None
+
+    def _meet_teacher(self, dataset_stats: Mapping[str, Mapping[str, Any]] | None) -> None:
+        source = require_teacher(self.config, "cpu")
+        if self.config.chunk_size is None:
+            self.config.chunk_size = source.teacher.chunk_size
+        self.config.teacher_cameras = check_teacher(source.teacher, self.config, dataset_stats)
+        object.__setattr__(self, "_teacher", source)
+
+    def _targets(self, batch: dict[str, Any]) -> Tensor:
+        device = batch[next(iter(self.config.image_features))].device
+        if self._teacher is None or self._teacher.device != device:
+            object.__setattr__(self, "_teacher", require_teacher(self.config, device))
+        return self._teacher.targets(batch, self.config.teacher_cameras)
+
+    def _inputs(self, batch: dict[str, Any]) -> tuple[list[Tensor], list[str], Tensor | None]:
+        tasks = batch.get("task")
+        if tasks is None:
+            raise ValueError("the batch has no 'task': the student needs an instruction for every sample")
+        state = batch[OBS_STATE] if self.config.use_state_encoder else None
+        return [batch[key] for key in self.config.image_features], list(tasks), state
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.network.mapper.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    def _remember_recording(self, dataset_meta: Any) -> None:
+        from lerobot_policy_vita_vla.conventions import RecordingInfo
+
+        if dataset_meta is not None and (info := RecordingInfo.load(dataset_meta.root)) is not None:
+            self.config.recording = info.to_dict()
+
+
+def _state_names(dataset_meta: Any) -> list[str] | None:
+    names = dataset_meta.features.get(OBS_STATE, {}).get("names") if dataset_meta is not None else None
+    if isinstance(names, dict):
+        names = [name for group in names.values() for name in group]
+    return list(names) if names else None
+
+
+def _leave_out_vlm(module: VitaVLAPolicy, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + VLM_PREFIX) and ".lora_" not in key]:
+        del state[key]

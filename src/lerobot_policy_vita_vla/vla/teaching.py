@@ -1,0 +1,94 @@
+"""The teacher as the student sees it: a read-only source of targets, checked before it teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vita_vla.contracts import ActionSpec, Teacher
+from lerobot_policy_vita_vla.conventions import compare_statistics, match_cameras
+from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+
+
+class TeacherSource:
+    """A teacher on the student's device, fed with the student's cameras under its own names.
+
+    Args:
+        path: Its checkpoint.
+        device: Where it runs.
+    """
+
+    def __init__(self, path: str, device: str | torch.device):
+        from lerobot_policy_vita_vla.teacher.load import load_teacher
+
+        self.device = torch.device(device)
+        self.teacher: Teacher = load_teacher(path, device=str(device))
+
+    def targets(self, batch: dict[str, Any], cameras: Mapping[str, str]) -> Tensor:
+        """Action features (B, T, E) without gradient.
+
+        Args:
+            batch: The student's batch.
+            cameras: Teacher's camera key -> ours.
+        """
+        seen = {key: value for key, value in batch.items() if key not in cameras.values()}
+        seen |= {theirs: batch[ours] for theirs, ours in cameras.items()}
+        with torch.no_grad():
+            return self.teacher.targets(seen).features_BTE.detach()
+
+
+def require_teacher(config: VitaVLAConfig, device: str | torch.device) -> TeacherSource:
+    """Load the teacher that ``config.teacher_path`` names, or explain why one is needed."""
+    if config.teacher_path is None:
+        raise ValueError(
+            f"stage {config.stage!r} needs the teacher: pass --policy.teacher_path=<its checkpoint's "
+            "pretrained_model folder>. It gives the targets of align, the shape and initial weights of the "
+            "decoder, and the scale of the actions"
+        )
+    return TeacherSource(config.teacher_path, device)
+
+
+def check_teacher(
+    teacher: Teacher, config: VitaVLAConfig, dataset_stats: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, str]:
+    """Match a teacher with the student's data.
+
+    Returns:
+        Teacher's camera key -> the student's camera key.
+
+    Raises:
+        ValueError: If chunk size, action or state size, cameras or action statistics do not fit.
+    """
+    problems = []
+    if teacher.chunk_size != config.chunk_size:
+        problems.append(f"it predicts {teacher.chunk_size} steps, the student chunk_size={config.chunk_size}")
+    action, state = config.action_feature, config.robot_state_feature
+    if action is not None and action.shape[0] != teacher.action_spec.dim:
+        problems.append(f"it acts with {teacher.action_spec.dim} numbers, the data has {action.shape[0]}")
+    if state is not None and state.shape[0] != teacher.state_dim:
+        problems.append(f"it reads a state of {teacher.state_dim} numbers, the data has {state.shape[0]}")
+    if not problems and "action" in (dataset_stats or {}):
+        problems = compare_statistics(dataset_stats, action_spec=teacher.action_spec)
+    if problems:
+        raise ValueError(
+            f"the teacher at {config.teacher_path} does not fit: "
+            + "; ".join(problems)
+            + ". Train the teacher on this dataset, or the student on the teacher's"
+        )
+    return match_cameras(teacher.cameras, list(config.image_features))
+
+
+def check_decoder_scale(config: VitaVLAConfig, dataset_stats: Mapping[str, Mapping[str, Any]] | None) -> None:
+    """Raise ValueError if a checkpoint's decoder scales actions otherwise than the dataset at hand."""
+    if dataset_stats is None or "action" not in dataset_stats:
+        return
+    spec = ActionSpec.from_dict(config.decoder["spec"])
+    if problems := compare_statistics(dataset_stats, action_spec=spec):
+        raise ValueError(
+            "the student's decoder and this dataset scale actions differently: "
+            + "; ".join(problems)
+            + ". Continue on the dataset it was aligned on, or start a new teacher and student"
+        )
