@@ -14,6 +14,10 @@ export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 # Without cached bytecode importing LeRobot takes two to three times as long, at every start.
 unset PYTHONDONTWRITEBYTECODE
 unset VIRTUAL_ENV   # another project's environment must not receive our packages
+# The machine's own certificates, where it has some: a company's proxy signs with one that uv does not ship.
+if [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; then
+  export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"   # new and old name
+fi
 
 say() { echo "setup: $*"; }
 stop() { echo "setup: error: $*" >&2; exit 1; }
@@ -35,7 +39,7 @@ find_uv() {
   # --target needs no rights, no virtual environment, and is allowed where the system's Python is managed.
   for candidate in python3 python; do
     if "$candidate" -m pip --version >/dev/null 2>&1; then
-      "$candidate" -m pip install --quiet --disable-pip-version-check --upgrade --target "$TOOLS" 'uv>=0.5' \
+      PIP_ROOT_USER_ACTION=ignore "$candidate" -m pip install --quiet --disable-pip-version-check --upgrade --target "$TOOLS" 'uv>=0.5' \
         && usable_uv "$TOOLS/bin/uv" && { UV=$TOOLS/bin/uv; return; }
     fi
   done
@@ -49,13 +53,17 @@ find_uv() {
 }
 
 find_python() {
-  local candidate
+  local candidate pyenv
   if [ -n "${PYTHON:-}" ]; then
     usable_python "$PYTHON" || stop "PYTHON=$PYTHON is not Python 3.12 or 3.13"
     return
   fi
+  # pyenv keeps versions that are installed but not active off the PATH; its shims still say where it lives.
+  pyenv=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "$HOME/.pyenv")}
+  candidate=$(command -v python3 || true)
+  case $candidate in */shims/python3) [ -d "$pyenv/versions" ] || pyenv=${candidate%/shims/python3} ;; esac
   for candidate in python3.12 python3.13 python3 python \
-    "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12*/bin/python "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13*/bin/python; do
+    "$pyenv"/versions/3.12*/bin/python "$pyenv"/versions/3.13*/bin/python; do
     if usable_python "$candidate"; then PYTHON=$candidate; return; fi
   done
   if PYTHON=$("$UV" python find '>=3.12,<3.14' 2>/dev/null) && usable_python "$PYTHON"; then return; fi

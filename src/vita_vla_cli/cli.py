@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -84,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if extra and not args.takes_lerobot_flags:
         args.parser.error(f"unrecognized arguments: {' '.join(extra)}")
     args.extra = extra
+    args.command = shlex.join(["vita-vla", *(sys.argv[1:] if argv is None else argv)])
     environment.prepare(online=args.online)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lerobot_policy_vita_vla").setLevel(logging.INFO)
     # Lines of the verb and of what it starts appear in order, also in a log file.
     sys.stdout.reconfigure(line_buffering=True)
     try:

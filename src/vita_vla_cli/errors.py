@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _disk(error: OSError) -> str:
+    if error.strerror and error.strerror != os.strerror(error.errno):
+        return error.strerror  # one of ours: it knows what was being written
     path = Path(error.filename) if error.filename else Path.cwd()
     existing = next((p for p in (path.absolute(), *path.absolute().parents) if p.exists()), Path("/"))
     usage = shutil.disk_usage(existing)

@@ -36,13 +36,15 @@ class Step:
         argv: Arguments of `vita-vla`.
         needs: Steps whose results it reads.
         makes: Files or folders it writes; removed before the step runs on other inputs.
-        resumes: An interrupted run of the same command continues in its own output.
+        leftovers: What an interrupted run of it leaves; removed with `makes`.
+        resumes: An interrupted run of the same command continues where it stopped.
     """
 
     name: str
     argv: tuple[str, ...]
     needs: tuple[str, ...] = ()
     makes: tuple[Path, ...] = ()
+    leftovers: tuple[Path, ...] = ()
     resumes: bool = False
 
 
@@ -103,6 +105,8 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             + ("--root", str(demos), "--size", str(recipe.observation_size), "--quality", recipe.quality)
             + ("--seed", str(recipe.demo_seed), "--workers", str(recipe.workers)),
             makes=(demos,),
+            leftovers=(run / "demos.recording",),
+            resumes=True,
         ),
         Step("teacher", train("teacher", "teacher"), ("demos",), (run / "teacher",)),
         Step("align", train("align", "align", *teacher), ("demos", "teacher"), (run / "align",)),
@@ -171,7 +175,7 @@ def execute(run: Path, steps: Sequence[Step], *, verbose: bool = False) -> Progr
         else:
             before = record.get("seconds", 0.0) if same and step.resumes else 0.0
             if not (same and step.resumes):
-                _remove(run, step.makes)
+                _remove(run, (*step.makes, *step.leftovers))
             print(f"{title}\n  $ {shlex.join(['vita-vla', *step.argv])}")
             progress.seconds[step.name] = _run(run, step, stamps[step.name], before, verbose)
             print(f"  done in {_duration(progress.seconds[step.name])}")

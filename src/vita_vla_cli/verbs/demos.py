@@ -70,10 +70,9 @@ def _add_check(parts: argparse._SubParsersAction) -> None:
 
 def _record(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.record import record
-
     from lerobot_policy_vita_vla.demos.suite import resolve_tasks
 
-    report = record(
+    info = record(
         resolve_tasks(args.tasks),
         args.episodes,
         args.root,
@@ -82,8 +81,8 @@ def _record(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
     )
-    if report is not None:
-        print(report)
+    for task, kept in info.kept.items():
+        print(f"  {task}: {kept} episodes, {info.tried[task] - kept} failed attempts dropped")
     print(f"recorded: {args.root}")
     return 0
 
@@ -97,6 +96,5 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _kept(root: Path) -> str:
-    if (root / "meta" / "info.json").is_file():
-        return f"{root}, up to the last finished episode; `vita-vla demos check {root}` looks at it"
-    return "nothing"
+    scratch = root.with_name(root.name + ".recording")
+    return f"finished attempts in {scratch}; the same command goes on" if scratch.exists() else "nothing"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vita_vla_cli import training_line
 from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
 from vita_vla_cli.verbs.demos import QUALITIES, TASKS_HELP
+
+EXPERT = "expert"
 
 
 def add(verbs: argparse._SubParsersAction, name: str) -> None:
@@ -103,8 +106,12 @@ def _eval(args: argparse.Namespace) -> int:
 
     from lerobot_policy_vita_vla.evaluation.runner import evaluate
 
+    policies = [
+        (label, policy if policy == EXPERT else _checkpoint(policy, args)) for label, policy in policies
+    ]
     manifest = _manifest(args, policies[0][1], folder)
     for label, policy in policies:
+        print(f"{label}: {policy}")
         result = evaluate(
             policy,
             manifest,
@@ -113,6 +120,7 @@ def _eval(args: argparse.Namespace) -> int:
             workers=args.workers,
             videos_per_task=(args.videos, args.videos),
             device=args.device,
+            command=args.command,
         )
         rate = result["overall"]
         print(
@@ -138,7 +146,7 @@ def _manifest(args: argparse.Namespace, policy: str, folder: Path):
             )
         return load_manifest(stored)
     else:
-        seen = {} if policy == "expert" else recording_defaults(policy)
+        seen = {} if policy == EXPERT else recording_defaults(policy)
         given = {"quality": args.quality, "observation_size": args.size}
         look = seen | {name: value for name, value in given.items() if value is not None}
         manifest = make_manifest(
@@ -172,6 +180,11 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _checkpoint(policy: str, args: argparse.Namespace) -> str:
+    fix = "vita-vla teacher --demos ROOT   (or align, or finetune)"
+    return training_line.checkpoint_folder(policy, flag="POLICY", fix=fix, online=args.online)
+
+
 def _labelled(text: str) -> tuple[str, str]:
     label, separator, policy = text.partition("=")
     if separator:
@@ -183,7 +196,7 @@ def _folder(args: argparse.Namespace) -> Path:
     if args.folder is not None:
         return args.folder
     policy = args.policies[0].rpartition("=")[2]
-    if policy == "expert" or not Path(policy).exists():
+    if policy == EXPERT or not Path(policy).exists():
         raise ValueError(f"where do the results go? add --run FOLDER ({policy} has no folder of its own)")
     return _run_folder(Path(policy)).parent
 

@@ -18,10 +18,10 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         "Run the whole flow on simulated tasks: record, train, evaluate, report.",
         "vita-vla quickstart",
         description=(
-            "Offline and on the CPU: five Meta-World tasks, the small teacher and the mini VLM of the package.\n"
-            "Prints the success rates of teacher, alignment alone, finetuning alone and both stages, and the\n"
-            "path of a page with curves and videos. Run it again after an interruption: finished steps are\n"
-            "skipped."
+            "Offline and on the CPU: five Meta-World tasks, the small teacher and the package's mini VLM.\n"
+            "Prints the success rates of teacher, alignment alone, finetuning alone and both stages, and\n"
+            "the path of a page with curves and videos. Run it again after an interruption: finished steps\n"
+            "are skipped."
         ),
         examples="""\
 vita-vla quickstart --fast

@@ -23,19 +23,35 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         "pretrain",
         "Train it on captions of rendered scenes; no action is involved.",
         "vita-vla vlm pretrain --out work/mini_vlm",
-        examples="vita-vla vlm pretrain --out work/mini_vlm --steps 200 --scenes 500 --seed 1",
+        examples="vita-vla vlm pretrain --out work/mini_vlm --steps 200 --resets 20 --tasks easy --seed 1",
     )
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the model")
+    pretrain.add_argument("--tasks", default="mt50", help="scenes to render (default: mt50, all tasks)")
     pretrain.add_argument("--steps", type=int, help="updates (default: the recipe's)")
-    pretrain.add_argument("--scenes", type=int, help="rendered scenes (default: the recipe's)")
+    pretrain.add_argument(
+        "--resets", type=int, default=120, help="random scenes per task (default: %(default)s)"
+    )
+    pretrain.add_argument("--frames", type=int, default=4, help="pictures per scene (default: %(default)s)")
     pretrain.add_argument("--seed", type=int, default=0, help="of scenes and weights (default: %(default)s)")
-    finish_verb(pretrain, _pretrain, memory_hint="Smaller: --scenes with half the number.")
+    pretrain.add_argument("--workers", type=int, default=1, help="rendering processes (default: %(default)s)")
+    pretrain.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    pretrain.add_argument(
+        "--scenes-file", type=Path, help="keep the rendered scenes here, and read them if there"
+    )
+    finish_verb(
+        pretrain,
+        _pretrain,
+        kept=lambda args: (
+            str(args.scenes_file) if args.scenes_file else "nothing; --scenes-file keeps scenes"
+        ),
+        memory_hint="Smaller: --resets with half the number, --workers 1.",
+    )
 
 
 def _pretrain(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.vlm.pretrain import pretrain
 
-    given = {"steps": args.steps, "scenes": args.scenes}
-    pretrain(args.out, seed=args.seed, **{name: value for name, value in given.items() if value is not None})
+    names = ("tasks", "seed", "steps", "resets", "frames", "workers", "threads", "scenes_file")
+    pretrain(args.out, **{name: getattr(args, name) for name in names})
     print(f"model: {args.out}")
     return 0
