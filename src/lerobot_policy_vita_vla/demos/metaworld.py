@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,8 @@ class SceneEnv(MetaworldEnv):
             return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
         if self._renderer is None:
             self._renderer = mujoco.Renderer(self._env.model, size, size)
+            # Freed late, at interpreter exit, MuJoCo's drawing context complains with a traceback.
+            weakref.finalize(self, self._renderer.close)
         self._renderer.update_scene(self._env.data, camera=CAMERA)
         if not quality.shadows:
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0

@@ -1,0 +1,239 @@
+"""Recording scripted-expert demonstrations into one LeRobotDataset, in parallel and resumably.
+
+    worker processes: attempt (task, seed) -> scratch/<task>/00007.npz or .failed     } at the same time;
+    this process:     next demonstration in order -> LeRobotDataset in scratch/dataset } order is fixed
+    at the end:       scratch/dataset is moved to root, scratch is deleted
+
+So the dataset's folder exists only once it is complete. A recording that was stopped, by Ctrl-C, a full disk
+or a crash, goes on from its attempts when the same command runs again; writing starts over, which costs 4 ms
+per frame. Episodes do not depend on the number of workers: attempt i of a task uses seed + i, and the first
+``episodes_per_task`` successes are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo, statistics_hash
+from lerobot_policy_vita_vla.demos.dataset import ACTION_MEANING, DatasetWriter
+from lerobot_policy_vita_vla.demos.expert import Disturbance, load_demonstration, run_attempt
+from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings, refuse_differences
+from lerobot_policy_vita_vla.demos.suite import (
+    CAMERA,
+    CONTROL_HZ,
+    OBSERVATION_SIZE,
+    SUITE,
+    check_quality,
+    resolve_tasks,
+    task_descriptions,
+)
+from lerobot_policy_vita_vla.demos.workers import worker_pool
+
+logger = logging.getLogger(__name__)
+
+
+def record(
+    tasks: str | Sequence[str],
+    episodes_per_task: int,
+    root: str | Path,
+    *,
+    quality: str = "light",
+    observation_size: int = OBSERVATION_SIZE,
+    seed: int = 0,
+    workers: int | None = None,
+    disturbance: Disturbance | None = None,
+    repo_id: str | None = None,
+    progress: bool = True,
+    on_attempt: Callable[[int, int], None] | None = None,
+) -> RecordingInfo:
+    """Record demonstrations, or return at once if ``root`` already holds exactly this recording.
+
+    Args:
+        tasks: Task names or groups (`suite.resolve_tasks`).
+        episodes_per_task: Successful episodes to keep for each task.
+        root: Folder of the new LeRobotDataset.
+        quality: Key of `suite.RENDER_QUALITIES`.
+        observation_size: Height and width of pictures, pixels.
+        seed: Seed of each task's first attempt. Keep it away from evaluation's seeds.
+        workers: Simulator processes; None takes one per core, at most 8; 1 runs inside this process.
+        disturbance: How the expert is disturbed; None takes the defaults.
+        repo_id: Name for the hub; None derives it from the folder's name.
+        progress: Show a progress bar.
+        on_attempt: Called with (attempts finished, episodes written) after every finished attempt.
+
+    Returns:
+        What was recorded, as stored in ``meta/vita_vla.json``.
+
+    Raises:
+        ValueError: For unknown tasks; if ``root`` holds something else (names the difference); if an expert
+            fails too often.
+        OSError: If the disk is full; nothing that was finished is lost.
+    """
+    names = resolve_tasks(tasks if isinstance(tasks, str) else ",".join(tasks))
+    if episodes_per_task < 1:
+        raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+    root = Path(root)
+    settings = recording_settings(
+        names, episodes_per_task, check_quality(quality), observation_size, seed, disturbance
+    )
+    if root.exists():
+        return _finished_recording(root, settings)
+    scratch = root.with_name(root.name + ".recording")
+    _open_scratch(scratch, settings)
+    plans = [TaskPlan(name, settings, str(scratch / "attempts")) for name in names]
+    count = min(os.cpu_count() or 1, 8) if workers is None else workers
+    try:
+        with _bar(len(names) * episodes_per_task, progress) as bar:
+            writer = _Writer(
+                scratch / "dataset", repo_id or f"local/{root.name}", observation_size, plans, bar
+            )
+            _run(plans, writer, count, on_attempt)
+            info = _describe(settings, plans, writer.dataset.finish())
+    except KeyboardInterrupt:
+        _explain(scratch, plans, "interrupted")
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _explain(scratch, plans, "the disk is full")
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk that holds {scratch} is full. Free some space (an episode at 96 px takes about 1 MB) "
+            "and run the same command again: finished episodes are kept",
+        ) from error
+    info.save(scratch / "dataset")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(scratch / "dataset", root)
+    shutil.rmtree(scratch)
+    for plan in plans:
+        logger.info("%s: kept %d of %d attempts", plan.task, plan.wanted, plan.tried)
+    return info
+
+
+class _Writer:
+    """Appends demonstrations in their final order: task by task, by attempt."""
+
+    def __init__(self, root: Path, repo_id: str, observation_size: int, plans: list[TaskPlan], bar):
+        # Left over from a recording that was stopped.
+        shutil.rmtree(root, ignore_errors=True)
+        self.dataset = DatasetWriter(root, repo_id=repo_id, observation_size=observation_size)
+        self.written = 0
+        self._bar = bar
+        self._plans = plans
+        self._position = (0, 0)
+
+    def append_next(self) -> bool:
+        """Write the next demonstration if it is there; returns whether anything moved on."""
+        index, number = self._position
+        if index == len(self._plans):
+            return False
+        plan = self._plans[index]
+        if number not in plan.outcomes:
+            if plan.kept < plan.wanted:
+                return False
+            self._position = (index + 1, 0)
+            return True
+        if plan.outcomes[number]:
+            self.dataset.append(load_demonstration(plan.attempt(number).path), task_descriptions()[plan.task])
+            self.written += 1
+            self._bar.update(1)
+        failed = sum(p.tried - p.kept for p in self._plans)
+        self._bar.set_postfix_str(f"{plan.task}, {failed} failed attempts dropped", refresh=False)
+        self._position = (index, number + 1)
+        return True
+
+
+def _run(plans: list[TaskPlan], writer: _Writer, workers: int, on_attempt) -> None:
+    jobs: dict[Future, tuple[TaskPlan, int]] = {}
+    with worker_pool(workers, "lerobot_policy_vita_vla.demos.metaworld") as pool:
+        while True:
+            # Twice as many jobs as workers keeps them busy while this process writes an episode.
+            for plan in plans:
+                while len(jobs) < 2 * workers and (attempt := plan.next_attempt()):
+                    jobs[pool.submit(run_attempt, attempt)] = (plan, attempt.number)
+            moved = writer.append_next()
+            done = [job for job in jobs if job.done()]
+            if not done and not moved:
+                if not jobs:
+                    break
+                done = list(wait(jobs, return_when=FIRST_COMPLETED).done)
+            for job in done:
+                plan, number = jobs.pop(job)
+                plan.finished(number, job.result())
+                if on_attempt is not None:
+                    on_attempt(sum(p.tried for p in plans), writer.written)
+
+
+def _describe(settings: dict[str, Any], plans: list[TaskPlan], stats: dict) -> RecordingInfo:
+    tasks: dict[str, str] = {}
+    for plan in plans:
+        instruction = task_descriptions()[plan.task]
+        tasks[instruction] = f"{tasks[instruction]},{plan.task}" if instruction in tasks else plan.task
+    return RecordingInfo(
+        suite=SUITE,
+        tasks=tasks,
+        quality=settings["quality"],
+        observation_size=settings["observation_size"],
+        control_hz=CONTROL_HZ,
+        camera=CAMERA,
+        action_meaning=dict(ACTION_MEANING),
+        seeds={p.task: [settings["seed"], settings["seed"] + p.tried - 1] for p in plans},
+        kept={p.task: p.kept for p in plans},
+        tried={p.task: p.tried for p in plans},
+        noise=settings["noise"],
+        versions={name: version(name) for name in ("lerobot", "metaworld", "mujoco", "numpy")},
+        statistics_hash=statistics_hash(stats),
+        settings=settings,
+    )
+
+
+def _finished_recording(root: Path, settings: dict[str, Any]) -> RecordingInfo:
+    info = RecordingInfo.load(root)
+    if info is None:
+        raise ValueError(
+            f"{root} exists and is not a recording of this package (no {RECORDING_FILE}); "
+            "choose another folder"
+        )
+    refuse_differences(root, info.settings, settings)
+    logger.info("%s already holds this recording: %d episodes", root, sum(info.kept.values()))
+    return info
+
+
+def _open_scratch(scratch: Path, settings: dict[str, Any]) -> None:
+    path = scratch / "settings.json"
+    if path.is_file():
+        refuse_differences(scratch, json.loads(path.read_text()), settings)
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(settings, indent=2))
+    os.replace(unfinished, path)
+
+
+def _explain(scratch: Path, plans: list[TaskPlan], reason: str) -> None:
+    kept, wanted = sum(p.kept for p in plans), sum(p.wanted for p in plans)
+    logger.warning(
+        "recording stopped: %s. %d of %d episodes are in %s; run the same command to go on",
+        reason,
+        kept,
+        wanted,
+        scratch,
+    )
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool):
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="demos", unit="episode", disable=not shown) as bar:
+        yield bar
