@@ -88,11 +88,8 @@ class SeerPolicy(PreTrainedPolicy):
     def train(self, mode: bool = True) -> SeerPolicy:
         """Switch between raw weights (training) and averaged ones; frozen encoders stay in eval mode."""
         super().train(mode)
-        for module in self.network.modules():
-            if next(module.parameters(), None) is not None and not any(
-                p.requires_grad for p in module.parameters()
-            ):
-                module.eval()
+        for module in self.network.frozen:
+            module.eval()
         if self.ema is not None:
             self.ema.activate(not mode)
         return self
@@ -133,6 +130,11 @@ class SeerPolicy(PreTrainedPolicy):
         with self._autocast():
             output: SeerOutput = self.network(pictures, state, task)
         return output.action_BHTE[:, -1].float()
+
+    @property
+    def _action_queue(self) -> Any:
+        # LeRobot's rollout drops pending actions by this name.
+        return self._executor._action_queue
 
     def _observe(self, batch: dict[str, Any]) -> dict[str, Any]:
         require(batch, (*self.config.cameras, STATE))

@@ -101,6 +101,12 @@ class SeerNetwork(nn.Module):
         self.register_buffer("auxiliary_mean", torch.zeros(n_auxiliary))
         self.register_buffer("mask_MM", layout.attention_mask(n_obs_steps), persistent=False)
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The pretrained encoders, which stay in eval mode."""
+        found = (getattr(self.image_encoder, "vit", None), getattr(self.instruction_encoder, "model", None))
+        return [module for module in found if module is not None]
+
     def forward(self, pictures_BHN3hw: Tensor, state_BHS: Tensor, instructions: Sequence[str]) -> SeerOutput:
         """Run encoders and trunk.
 
