@@ -105,8 +105,8 @@ def _check_ranges(key: str, names: list[str], values: np.ndarray, edit: str) -> 
         if reach[i] > MAX_DEVIATIONS or share[i] < MIN_QUANTILE_SHARE:
             yield Finding(
                 WARNING,
-                f"{key} {names[i]!r} hardly ever moves: its extreme is {reach[i]:.0f} standard deviations off "
-                f"the mean, 98 % of its values cover {share[i]:.2%} of [{low[i]:.4g}, {high[i]:.4g}]. "
+                f"{key} {names[i]!r} hardly ever moves: its extreme is {reach[i]:.0f} standard deviations "
+                f"off the mean, 98 % of its values cover {share[i]:.2%} of [{low[i]:.4g}, {high[i]:.4g}]. "
                 "Normalised by mean and deviation or by quantiles it explodes",
                 "remove the outliers, or normalise by minimum and maximum",
             )

@@ -32,13 +32,22 @@ def ensure_gl() -> str:
     systems have one back end and are left alone. Child processes inherit the choice.
 
     Raises:
-        ValueError: If no back end can draw; names the packages to install.
+        ValueError: If no back end can draw (names the packages to install), or if MuJoCo has already chosen
+            one that needs a display that is not there.
     """
     # Mesa's software renderer gets slower with several threads at these picture sizes, and workers are
     # processes.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
         return os.environ.get("MUJOCO_GL", "default")
+    if "mujoco" in sys.modules:
+        if os.environ.get("DISPLAY"):
+            return "default"
+        raise ValueError(
+            "MuJoCo was imported before a way to draw was chosen, and there is no display. Import "
+            "lerobot_policy_vita_vla.demos.metaworld first, or set MUJOCO_GL=egl (with a GPU) or "
+            "MUJOCO_GL=osmesa (without) in the environment"
+        )
     renderer = _egl_renderer() if _has_gpu_device() else None
     if renderer and not is_software(renderer):
         choice, reason = "egl", renderer
