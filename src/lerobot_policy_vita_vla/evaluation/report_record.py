@@ -33,12 +33,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def one_option_per_line(command: str | list[str]) -> str:
+def one_option_per_line(command: str) -> str:
     """The same command, readable on a narrow screen: a backslash and a new line before every option."""
     try:
-        words = command if isinstance(command, list) else shlex.split(command)
+        words = shlex.split(command)
     except ValueError:  # a lone quote: shown as it was written
-        return str(command)
+        return command
     lines = [[]]
     for word in words:
         if word.startswith("--") and lines[-1]:
@@ -90,6 +90,13 @@ def pipeline_nodes(run: Run) -> list[dict[str, Any]]:
 
 def provenance(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]:
     """Commands, versions, hashes, renderer."""
+    commands = [(stage.name, stage.command) for stage in run.stages if stage.command]
+    # One eval command usually plays several policies.
+    asked: dict[str, list[str]] = {}
+    for evaluation in run.evaluations:
+        if evaluation.result.get("command"):
+            asked.setdefault(evaluation.result["command"], []).append(evaluation.label)
+    commands += [(f"eval: {', '.join(labels)}", command) for command, labels in asked.items()]
     versions: dict[str, list[str]] = {}
     for evaluation in run.evaluations:
         for name, version in (evaluation.result.get("versions") or {}).items():
@@ -104,14 +111,7 @@ def provenance(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]:
             renderers.append(text)
     quality = run.manifest.get("quality")
     return {
-        "training": [
-            (stage.name, one_option_per_line(stage.command)) for stage in run.stages if stage.command
-        ],
-        "evaluation": [
-            (f"eval/{e.label}", one_option_per_line(e.result["command"]))
-            for e in run.evaluations
-            if e.result.get("command")
-        ],
+        "commands": [(name, one_option_per_line(command)) for name, command in commands],
         "versions": {name: ", ".join(found) for name, found in sorted(versions.items())},
         "hashes": [("manifest", run.manifest["hash"])]
         + [(f"{s.name} weights (sha256)", s.weights_sha256) for s in run.stages if s.weights_sha256],

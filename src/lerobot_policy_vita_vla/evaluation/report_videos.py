@@ -1,7 +1,7 @@
 """Chooses episode videos for the report page and turns them into data URIs.
 
-What one wants to see is how policies differ, so episodes that two policies ended differently come first, then
-one failure and one success of every policy on every task, then more of the same until the page is full.
+What one wants to see is how policies differ: of each task and policy a failure and a success, preferably of
+episodes that another policy ended differently, beginning with the tasks on which the rates differ most.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.evaluation.report_data import Evaluation, Run
+
+LANES = 6
+"""Policies shown side by side: what fits on a desktop."""
 
 AT_MOST = 72
 """Videos on one page: beyond this browsers take seconds to open it, whatever its size."""
@@ -89,9 +92,10 @@ def choose_videos(run: Run, budget: int) -> Gallery:
             spent += video.n_bytes
             chosen.append(video)
     gallery.n_left_out = n_on_disk - len(chosen) - len(gallery.problems)
+    labels = [e.label for e in run.evaluations]
     for task in _tasks(run):
         videos = [video for video in chosen if video.episode["task"] == task]
-        videos.sort(key=lambda v: (_position(run, v.label), not v.episode["success"], v.episode["seed"]))
+        videos.sort(key=lambda v: (labels.index(v.label), not v.episode["success"], v.episode["seed"]))
         if videos:
             gallery.by_task[task] = videos
     return gallery
@@ -131,26 +135,32 @@ def read_video(path: Path, label: str, episode: dict[str, Any]) -> Video:
 def _candidates(run: Run) -> tuple[list[tuple[Evaluation, dict[str, Any]]], int]:
     """Episodes with a video worth showing, the most telling first, and how many videos there are in all."""
     outcomes: dict[str, set[bool]] = defaultdict(set)
-    groups: dict[tuple[str, str, bool], list[tuple[Evaluation, dict[str, Any]]]] = defaultdict(list)
-    for evaluation in run.evaluations:
+    groups: dict[tuple[int, str, bool], list[tuple[Evaluation, dict[str, Any]]]] = defaultdict(list)
+    for position, evaluation in enumerate(run.evaluations):
         for episode in evaluation.episodes:
             if episode.get("video") and (evaluation.folder / episode["video"]).is_file():
-                outcomes[episode["id"]].add(bool(episode["success"]))
-                key = (evaluation.label, episode["task"], bool(episode["success"]))
-                groups[key].append((evaluation, episode))
+                success = bool(episode["success"])
+                outcomes[episode["id"]].add(success)
+                groups[position, episode["task"], success].append((evaluation, episode))
+    tasks = _by_spread(run)
     each = 2 if len(run.evaluations) <= 3 else 1
     ranked = []
-    for (label, _, success), members in groups.items():
+    for (position, task, success), members in groups.items():
         members.sort(key=lambda m: (-len(outcomes[m[1]["id"]]), m[1]["seed"]))
-        for rank, (evaluation, episode) in enumerate(members[:each]):
-            # Failures before successes within a rank: they are rarer and say more.
-            ranked.append(((rank, success, _position(run, label)), (evaluation, episode)))
+        for rank, candidate in enumerate(members[: each if position < LANES else 0]):
+            ranked.append(((rank, tasks.index(task), position, success), candidate))
     ranked.sort(key=lambda item: item[0])
     return [candidate for _, candidate in ranked], sum(map(len, groups.values()))
 
 
-def _position(run: Run, label: str) -> int:
-    return [e.label for e in run.evaluations].index(label)
+def _by_spread(run: Run) -> list[str]:
+    """Tasks, those first on which the policies differ most: these are shown where not all can be."""
+
+    def spread(task: str) -> float:
+        rates = [e.tasks[task]["success_rate"] for e in run.evaluations if task in e.tasks]
+        return max(rates) - min(rates) if rates else 0.0
+
+    return sorted(_tasks(run), key=spread, reverse=True)
 
 
 def _tasks(run: Run) -> list[str]:

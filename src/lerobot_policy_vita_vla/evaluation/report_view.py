@@ -53,7 +53,7 @@ def headline(run: Run, styles: Styles, pairs: list[dict[str, Any]]) -> dict[str,
     for pair in pairs:
         if pair["other"] == "only_finetune" and main.label == "finetune":
             sentences.append(
-                f"Without the align stage the same student solves {pair['other_rate']}\u202f%: "
+                f"Without the align stage the same student solves {pair['other_rate']}\u202f%, "
                 f"{pair['verdict']}."
             )
     seconds = sum(step["seconds"] for step in run.timing["steps"]) if run.timing else None
@@ -97,7 +97,6 @@ def pair_rows(run: Run, styles: Styles) -> list[dict[str, Any]]:
         found = paired_comparison(_outcomes(main), _outcomes(other))
         low, high = 100 * found["low"], 100 * found["high"]
         points = 100 * found["difference"]
-        clear = "" if found["p_value"] < 0.05 else "not "
         rows.append(
             {
                 "main_name": styles[main.label].name,
@@ -111,8 +110,7 @@ def pair_rows(run: Run, styles: Styles) -> list[dict[str, Any]]:
                 "neither": found["neither"],
                 "difference": f"{_signed(points)} ({_signed(low)} to {_signed(high)})",
                 "p": _p_value(found["p_value"]),
-                "verdict": f"on the same episodes a difference of {_signed(points)} points, which is "
-                f"{clear}statistically clear (p {_p_value(found['p_value'], relation=True)})",
+                "verdict": _verdict(points, found["p_value"]),
             }
         )
     return rows
@@ -232,6 +230,16 @@ def _outcomes(evaluation: Evaluation) -> dict[str, bool]:
 def _signed(points: float) -> str:
     rounded = round(points)
     return "0" if rounded == 0 else f"{'+' if rounded > 0 else MINUS}{abs(rounded)}"
+
+
+def _verdict(points: float, p: float) -> str:
+    """The other policy's rate in words: `points` is main minus other."""
+    size = abs(round(points))
+    less = (
+        f"{size} point{'s' if size != 1 else ''} {'less' if points > 0 else 'more'}" if size else "the same"
+    )
+    clear = "a statistically clear" if p < 0.05 else "not a statistically clear"
+    return f"{less} on the same episodes: {clear} difference (p {_p_value(p, relation=True)})"
 
 
 def _p_value(p: float, *, relation: bool = False) -> str:

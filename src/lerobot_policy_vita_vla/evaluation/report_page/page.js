@@ -38,7 +38,8 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      // Pages opened from a file may not use the clipboard interface.
+      // Pages opened from a file may not use the clipboard interface; only what is visible can be selected.
+      source.closest("details").open = true;
       const range = document.createRange();
       range.selectNodeContents(source);
       const selection = getSelection();
