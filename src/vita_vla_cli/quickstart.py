@@ -25,6 +25,7 @@ from vita_vla_cli.recipe import Recipe
 
 TAIL_LINES = 25
 STATUS_SECONDS = 1.0
+PROGRAM = (sys.executable, "-m", "vita_vla_cli")
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,16 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
     ]
 
 
-def execute(run: Path, steps: Sequence[Step], *, verbose: bool = False) -> Progress:
+def execute(
+    run: Path, steps: Sequence[Step], *, verbose: bool = False, program: Sequence[str] = PROGRAM
+) -> Progress:
     """Run what is not done yet, in order.
 
     Args:
         run: Run folder.
         steps: From `plan`.
         verbose: Show the steps' own output instead of one line each.
+        program: What runs a step's arguments.
 
     Raises:
         StepFailedError: A step failed; what is done stays done.
@@ -177,7 +181,7 @@ def execute(run: Path, steps: Sequence[Step], *, verbose: bool = False) -> Progr
             if not (same and step.resumes):
                 _remove(run, (*step.makes, *step.leftovers))
             print(f"{title}\n  $ {shlex.join(['vita-vla', *step.argv])}")
-            progress.seconds[step.name] = _run(run, step, stamps[step.name], before, verbose)
+            progress.seconds[step.name] = _run(run, step, stamps[step.name], before, verbose, program)
             print(f"  done in {_duration(progress.seconds[step.name])}")
         _write_timing(run, progress)
     return progress
@@ -189,7 +193,7 @@ def _stamp(step: Step, stamps: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def _run(run: Path, step: Step, stamp: str, before: float, verbose: bool) -> float:
+def _run(run: Path, step: Step, stamp: str, before: float, verbose: bool, program: Sequence[str]) -> float:
     log = run / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     record = run / "stamps" / f"{step.name}.json"
@@ -202,7 +206,7 @@ def _run(run: Path, step: Step, stamp: str, before: float, verbose: bool) -> flo
         return seconds
 
     note(done=False)
-    command = [sys.executable, "-m", "vita_vla_cli", *step.argv]
+    command = [*program, *step.argv]
     try:
         if verbose:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
@@ -216,7 +220,7 @@ def _run(run: Path, step: Step, stamp: str, before: float, verbose: bool) -> flo
         seconds = note(done=False)
     if code != 0:
         if not verbose:
-            print("\n".join(f"  | {line}" for line in _tail(log, TAIL_LINES)), file=sys.stderr)
+            print("\n".join(f"  | {line}" for line in _reason(log)), file=sys.stderr)
             print(f"  whole log: {log}", file=sys.stderr)
         raise StepFailedError(step.name, code)
     if missing := [str(path) for path in step.makes if not path.exists()]:
@@ -261,6 +265,13 @@ def _tail(path: Path, lines: int) -> list[str]:
     # Progress bars overwrite their line with carriage returns: only the newest state counts.
     rows = [row.rstrip().rsplit("\r", 1)[-1].strip() for row in text.split("\n")]
     return [row for row in rows if row][-lines:]
+
+
+def _reason(log: Path) -> list[str]:
+    """The end of a failed step's log; only its own explanation where it ends with one."""
+    lines = _tail(log, TAIL_LINES)
+    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    return lines[starts[-1] :] if starts else lines
 
 
 def _remove(run: Path, paths: Sequence[Path]) -> None:

@@ -1,0 +1,100 @@
+"""The quickstart's steps: done once, again when their inputs change, never silently half done."""
+
+import json
+import sys
+
+import pytest
+
+from vita_vla_cli import quickstart
+from vita_vla_cli.quickstart import Step, StepFailedError
+
+# Stands for `vita-vla`: appends a line to its file, or fails where told to.
+PROGRAM = (
+    sys.executable,
+    "-c",
+    "import sys, pathlib\n"
+    "path, word = sys.argv[1:]\n"
+    "if word == 'fail': sys.exit('noise\\nerror: a reason\\n  and a fix')\n"
+    "if word != 'nothing': pathlib.Path(path).open('a').write(word + '\\n')",
+)
+
+
+def steps(run, first="one", second="two", resumes=False):
+    a, b = run / "a.txt", run / "b.txt"
+    return [
+        Step("a", (str(a), first), makes=(a,), resumes=resumes),
+        Step("b", (str(b), second), needs=("a",), makes=(b,)),
+    ]
+
+
+def run_steps(run, plan):
+    run.mkdir(exist_ok=True)
+    return quickstart.execute(run, plan, program=PROGRAM)
+
+
+def test_finished_steps_are_skipped(tmp_path):
+    assert run_steps(tmp_path, steps(tmp_path)).skipped == []
+    again = run_steps(tmp_path, steps(tmp_path))
+    assert again.skipped == ["a", "b"] and set(again.seconds) == {"a", "b"}
+    assert (tmp_path / "a.txt").read_text() == "one\n"
+
+
+def test_a_changed_step_runs_again_with_all_that_reads_it(tmp_path):
+    run_steps(tmp_path, steps(tmp_path))
+    assert run_steps(tmp_path, steps(tmp_path, first="other")).skipped == []
+    assert (tmp_path / "a.txt").read_text() == "other\n"  # the old output was removed first
+    assert run_steps(tmp_path, steps(tmp_path, first="other", second="new")).skipped == ["a"]
+
+
+def test_a_lost_output_is_made_again(tmp_path):
+    run_steps(tmp_path, steps(tmp_path))
+    (tmp_path / "b.txt").unlink()
+    assert run_steps(tmp_path, steps(tmp_path)).skipped == ["a"]
+
+
+def test_a_failed_step_shows_its_reason_and_keeps_what_was_done(tmp_path, capsys):
+    with pytest.raises(StepFailedError) as failure:
+        run_steps(tmp_path, steps(tmp_path, second="fail"))
+    assert failure.value.step == "b" and failure.value.code == 1
+    shown = capsys.readouterr().err
+    assert "error: a reason" in shown and "and a fix" in shown and "noise" not in shown
+    assert run_steps(tmp_path, steps(tmp_path)).skipped == ["a"]
+
+
+def test_a_step_that_leaves_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="b.txt"):
+        run_steps(tmp_path, steps(tmp_path, second="nothing"))
+
+
+@pytest.mark.parametrize(("resumes", "expected"), [(True, "half\none\n"), (False, "one\n")])
+def test_an_interrupted_step_continues_only_if_it_can(tmp_path, resumes, expected):
+    plan = steps(tmp_path, resumes=resumes)
+    stamp = quickstart._stamp(plan[0], {})
+    (tmp_path / "stamps").mkdir()
+    record = {"stamp": stamp, "done": False, "seconds": 100.0}
+    (tmp_path / "stamps" / "a.json").write_text(json.dumps(record))
+    (tmp_path / "a.txt").write_text("half\n")
+    progress = run_steps(tmp_path, plan)
+    assert (tmp_path / "a.txt").read_text() == expected
+    assert (progress.seconds["a"] >= 100) == resumes  # its earlier time counts if its work did
+
+
+def test_timing_holds_every_step_in_order(tmp_path):
+    run_steps(tmp_path, steps(tmp_path))
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert [step["name"] for step in timing["steps"]] == ["a", "b"]
+    assert timing["total_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["steps"]), abs=0.2)
+
+
+def test_the_last_state_of_a_progress_bar_is_what_is_shown(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("first\n 1/9\r 2/9\r 3/9")
+    assert quickstart._tail(log, 1) == ["3/9"]
+
+
+def test_nothing_outside_the_run_folder_is_removed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with pytest.raises(AssertionError):
+        quickstart._remove(tmp_path / "run", [outside])
+    assert outside.exists()
