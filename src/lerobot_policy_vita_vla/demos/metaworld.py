@@ -164,9 +164,15 @@ class SceneEnv(MetaworldEnv):
 
     def close(self) -> None:
         """Free the simulator and the drawing contexts."""
+        # What MuJoCo frees it frees in whichever context is current: another environment's pictures would
+        # break.
         if self._renderer is not None:
+            self._draw()
             self._renderer.close()
             self._renderer = None
+        elif self._env is not None and (viewer := self._env.mujoco_renderer.viewer) is not None:
+            viewer.make_context_current()
+            viewer.con.free()
         super().close()
         self._env = None
 
@@ -204,6 +210,9 @@ class SceneEnv(MetaworldEnv):
     def _draw(self) -> np.ndarray:
         quality, size = RENDER_QUALITIES[self.quality], self.observation_height
         if quality.native:
+            # Gymnasium draws in the context that was made last, which may be another environment's.
+            if (viewer := self._env.mujoco_renderer.viewer) is not None:
+                viewer.make_context_current()
             image = np.flip(self._env.render(), (0, 1))
             if size == NATIVE_SIZE:
                 return image.copy()
