@@ -64,6 +64,7 @@ class RecordingInfo:
         noise: Settings of the disturbances.
         versions: Package -> version.
         statistics_hash: `statistics_hash` of the dataset.
+        settings: What the recorder was asked for, all of it; a second run compares.
         version: Version of this record's layout.
     """
 
@@ -81,6 +82,7 @@ class RecordingInfo:
     noise: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     statistics_hash: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
     @property
