@@ -1,7 +1,9 @@
 """The command line: help that teaches, errors that say what to do, lines that LeRobot accepts."""
 
 import argparse
+import ast
 import errno
+import importlib
 import json
 import shlex
 import subprocess
@@ -342,6 +344,21 @@ def test_labels_and_run_folder_come_from_the_paths():
 def test_two_policies_with_one_label_are_refused(capsys):
     assert cli.main(["eval", "a/teacher", "b/teacher", "--run", "x"]) == 2
     assert "LABEL=POLICY" in capsys.readouterr().err
+
+
+def late_imports() -> list[tuple[str, str]]:
+    """(module, name) of everything that verbs import from the package when they run."""
+    found = []
+    for path in sorted((Path(cli.__file__).parent / "verbs").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("lerobot_policy_vita_vla"):
+                found += [(node.module, alias.name) for alias in node.names]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("module", "name"), late_imports(), ids=lambda value: value)
+def test_what_verbs_import_when_they_run_is_there(module, name):
+    assert hasattr(importlib.import_module(module), name)
 
 
 def test_registering_the_plugin_imports_no_simulator_and_no_web_stack():

@@ -88,11 +88,11 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from lerobot_policy_vita_vla.demos.check import check_dataset, format_findings, has_errors
+    from lerobot_policy_vita_vla.demos.check import check_dataset
 
     findings = check_dataset(args.root)
-    print(format_findings(findings))
-    return 1 if has_errors(findings) else 0
+    print(findings)
+    return 0 if findings.ok else 1
 
 
 def _kept(root: Path) -> str:
