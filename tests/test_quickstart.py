@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vita_vla_cli import quickstart
-from vita_vla_cli.quickstart import Step, StepFailedError
+from vita_vla_cli import steps as runner
+from vita_vla_cli.steps import Step, StepFailedError
 
 # Stands for `vita-vla`: appends a line to its file, or fails where told to.
 PROGRAM = (
@@ -29,7 +29,7 @@ def steps(run, first="one", second="two", resumes=False):
 
 def run_steps(run, plan):
     run.mkdir(exist_ok=True)
-    return quickstart.execute(run, plan, program=PROGRAM)
+    return runner.execute(run, plan, program=PROGRAM)
 
 
 def test_finished_steps_are_skipped(tmp_path):
@@ -69,7 +69,7 @@ def test_a_step_that_leaves_nothing_is_an_error(tmp_path):
 @pytest.mark.parametrize(("resumes", "expected"), [(True, "half\none\n"), (False, "one\n")])
 def test_an_interrupted_step_continues_only_if_it_can(tmp_path, resumes, expected):
     plan = steps(tmp_path, resumes=resumes)
-    stamp = quickstart._stamp(plan[0], {})
+    stamp = runner._stamp(plan[0], {})
     (tmp_path / "stamps").mkdir()
     record = {"stamp": stamp, "done": False, "seconds": 100.0}
     (tmp_path / "stamps" / "a.json").write_text(json.dumps(record))
@@ -89,12 +89,12 @@ def test_timing_holds_every_step_in_order(tmp_path):
 def test_the_last_state_of_a_progress_bar_is_what_is_shown(tmp_path):
     log = tmp_path / "log"
     log.write_text("first\n 1/9\r 2/9\r 3/9")
-    assert quickstart._tail(log, 1) == ["3/9"]
+    assert runner._tail(log, 1) == ["3/9"]
 
 
 def test_nothing_outside_the_run_folder_is_removed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     with pytest.raises(AssertionError):
-        quickstart._remove(tmp_path / "run", [outside])
+        runner._remove(tmp_path / "run", [outside])
     assert outside.exists()

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from vita_vla_cli import quickstart
+    from vita_vla_cli import steps as runner
     from vita_vla_cli.recipe import FAST, FULL
 
     recipe = FAST if args.fast else FULL
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        progress = quickstart.execute(folder, steps, verbose=args.verbose)
-    except quickstart.StepFailedError as error:
+        progress = runner.execute(folder, steps, verbose=args.verbose)
+    except runner.StepFailedError as error:
         print(f"error: {error}; fix the cause and run the same command again", file=sys.stderr)
         return error.code if error.code > 0 else 1
     print()
