@@ -95,6 +95,12 @@ def test_spec_from_statistics():
     assert ActionSpec.from_dict(spec.to_dict()) == spec
 
 
+def test_a_gripper_that_never_moved_is_regressed():
+    ones = {key: [1.0] for key in ("min", "max", "q01", "q50", "q99")}
+    spec = ActionSpec.from_stats(["gripper"], ones)
+    assert spec.gripper_kind == "continuous" and spec.scale == (1.0,) and spec.offset == (0.0,)
+
+
 def test_bad_specs_are_named():
     with pytest.raises(ValueError, match="positive"):
         ActionSpec(("x",), (0.0,), (0.0,))

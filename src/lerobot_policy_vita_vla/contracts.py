@@ -158,8 +158,8 @@ def _flat(values) -> list:
 
 def _two_valued(stats: dict, low: list[float], high: list[float], dims: Sequence[int]) -> bool:
     quantiles = [_flat(stats[key]) for key in ("q01", "q10", "q50", "q90", "q99") if key in stats]
-    if not dims or not quantiles:
-        return False
+    if not dims or not quantiles or any(low[d] >= high[d] for d in dims):
+        return False  # a gripper that never moved has no second value to tell from
 
     def at_an_end(value: float, lo: float, hi: float) -> bool:
         # LeRobot's running quantiles come from a histogram and miss the ends by up to a bin.
