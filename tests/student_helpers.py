@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
+import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import nn
@@ -21,8 +20,8 @@ TEACHER_CAMERA = "observation.image"
 TASKS = ["Open a door with a revolving joint", "Press a button from the top", "slide", "Push a plate"]
 SPEC = ActionSpec(("x", "y", "z", "gripper"), (0.0,) * 4, (1.0,) * 4, (3,), "binary")
 STATS = {
-    "action": {"min": torch.full((A,), -1.0), "max": torch.full((A,), 1.0)},
-    "observation.state": {"mean": torch.arange(S) * 1.0, "std": torch.full((S,), 2.0)},
+    "action": {"min": np.full(A, -1.0), "max": np.full(A, 1.0)},
+    "observation.state": {"mean": np.arange(S) * 1.0, "std": np.full(S, 2.0)},
 }
 
 
@@ -69,9 +68,7 @@ def install_loader(monkeypatch, change=None) -> None:
             change(teacher)
         return teacher.eval().to(device)
 
-    module = types.ModuleType("lerobot_policy_vita_vla.teacher.load")
-    module.load_teacher = load_teacher
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("lerobot_policy_vita_vla.teacher.load.load_teacher", load_teacher)
 
 
 def make_config(teacher: Path | None, vlm: Path, **settings) -> VitaVLAConfig:

@@ -1,10 +1,9 @@
-"""The backbone gives the same numbers padded or alone, cached or in one pass, and its processor's own inputs."""
+"""The backbone gives the same numbers padded or alone, cached or in one pass, from its processor's inputs."""
 
 import json
 
 import pytest
 import torch
-from tiny_vlms import FAMILIES, build, save
 from torch import nn
 
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
@@ -15,6 +14,7 @@ from lerobot_policy_vita_vla.vla.vlm_files import (
     resolve_vlm,
     stored_config,
 )
+from tiny_vlms import FAMILIES, build, save
 
 TASKS = ["slide", "Open a door with a revolving joint!", "Press a button from the top"]
 

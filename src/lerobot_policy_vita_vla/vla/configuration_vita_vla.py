@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
@@ -45,10 +44,11 @@ class VitaVLAConfig(PreTrainedConfig):
         vlm_config: Filled in: the VLM's own configuration, so that loading needs neither hub nor ``vlm``.
         save_vlm: ``"full"`` stores the VLM in every checkpoint (loads offline, anywhere); ``"reference"``
             leaves a frozen VLM out and reads it from ``vlm`` again (refused where its weights are trained).
-        attn_implementation: ``"auto"`` is eager on CPU (its backward is faster there) and sdpa elsewhere.
+        attn_implementation: ``"auto"`` is sdpa, but eager for the language model on CPU, where its backward
+            is faster.
         prompt: Text of the user's turn; ``{instruction}`` is replaced by the task.
-        teacher_path: Folder or hub id of the trained teacher. Needed to start; a finished checkpoint acts
-            without it.
+        teacher_path: Folder of the trained teacher (its run's output folder will do). Needed to start; a
+            checkpoint acts without it.
         stage: ``"align"``: VLM frozen, features regressed onto the teacher's. ``"finetune"``: language model
             and added parts imitate the demonstrations; continues an align checkpoint (``--policy.path``).
             ``"only_finetune"``: the same without alignment (the paper's ablation). ``"freeze_vlm"``:
@@ -253,21 +253,10 @@ class VitaVLAConfig(PreTrainedConfig):
 
 
 def _teacher_chunk_size(teacher_path: str) -> int:
-    local = Path(teacher_path) / "config.json"
-    if Path(teacher_path).is_dir():
-        if not local.is_file():
-            raise ValueError(
-                f"teacher_path={teacher_path} has no config.json; it must be a checkpoint's pretrained_model "
-                "folder, for example <run>/teacher/checkpoints/last/pretrained_model"
-            )
-        config = json.loads(local.read_text())
-    elif Path(teacher_path).is_absolute() or teacher_path.count("/") != 1:
-        raise ValueError(f"teacher_path={teacher_path} does not exist; train a teacher first or fix the path")
-    else:
-        from huggingface_hub import hf_hub_download
+    from lerobot_policy_vita_vla.teacher.load import find_pretrained_model
 
-        config = json.loads(Path(hf_hub_download(teacher_path, "config.json")).read_text())
-    size = config.get("chunk_size", config.get("horizon"))
+    folder = find_pretrained_model(teacher_path)
+    size = json.loads((folder / "config.json").read_text()).get("chunk_size")
     if not isinstance(size, int):
-        raise ValueError(f"the teacher at {teacher_path} names no chunk_size in its config.json")
+        raise ValueError(f"the teacher at {folder} names no chunk_size in its config.json")
     return size

@@ -33,6 +33,7 @@ from lerobot_policy_vita_vla.vla.teaching import (
     check_teacher,
     require_teacher,
 )
+from lerobot_policy_vita_vla.vla.vlm_files import save_processor
 
 
 class VitaVLAPolicy(PreTrainedPolicy):
@@ -75,7 +76,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
             checkpoint=checkpoint.folder if checkpoint else None,
             vlm_is_reference=checkpoint is not None and not checkpoint.has_vlm,
             teacher=self._teacher.teacher if self._teacher else None,
-            dataset_stats=dataset_stats,
+            dataset_stats=None if checkpoint else dataset_stats,
             state_names=_state_names(dataset_meta),
         )
         self.trainable = apply_stage(self.network.parts(), config.stage)
@@ -209,7 +210,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if active:
             self.ema.activate(False)
         super()._save_pretrained(save_directory, **kwargs)
-        self.network.backbone.processor.save_pretrained(Path(save_directory) / PROCESSOR_FOLDER)
+        save_processor(self.network.backbone.processor, Path(save_directory) / PROCESSOR_FOLDER)
         if active:
             self.ema.activate(True)
 

@@ -66,9 +66,11 @@ def apply_stage(parts: Parts, stage: str) -> dict[str, int]:
         for parameter in parameters.values():
             parameter.requires_grad_(part in learns)
         count = sum(parameter.numel() for parameter in parameters.values())
+        if not count:
+            continue
         state = "learns" if part in learns else "frozen"
         logging.info("stage %s: %-13s %s, %s parameters", stage, part, state, f"{count:,}")
-        if part in learns and count:
+        if part in learns:
             counts[part] = count
     return counts
 

@@ -69,6 +69,13 @@ def load_processor(source: str | Path, revision: str | None = None) -> Any:
     return processor
 
 
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write a processor. LeRobot uploads .json but no .jinja, so its chat template is written as both."""
+    processor.save_pretrained(folder)
+    if isinstance(template := getattr(processor, "chat_template", None), str):
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+
+
 def load_vlm(source: str, *, revision: str | None, dtype: str, attention: str) -> Any:
     """The VLM with its weights."""
     return AutoModelForImageTextToText.from_pretrained(
