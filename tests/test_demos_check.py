@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demos_helpers import copy_of_recording
-from lerobot_policy_vita_vla.demos.check import check_dataset, format_findings, has_errors
+from lerobot_policy_vita_vla.demos.check import check_dataset, format_findings
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def change_json(path, **fields):
 
 def test_a_sound_dataset_has_no_findings(root):
     assert check_dataset(root, expect_action_dim=4, expect_cameras=("observation.image",)) == []
+    assert check_dataset(root).ok
     assert format_findings([]) == "nothing found: fine"
 
 
@@ -67,7 +68,7 @@ def test_a_truncated_file_is_named(root):
 )
 def test_a_missing_file_is_an_error(root, path):
     (root / path).unlink()
-    assert has_errors(check_dataset(root))
+    assert not check_dataset(root).ok
 
 
 def test_no_dataset_and_a_stopped_recording_are_told_apart(tmp_path, root):
@@ -128,7 +129,7 @@ def test_empty_instructions_and_short_episodes_are_found(root):
     tasks.index.name = "task"
     tasks.to_parquet(root / "meta/tasks.parquet")
     findings = check_dataset(root, min_episode_length=1000)
-    text = format_findings(findings)
+    text = str(findings)
     assert "empty instruction" in text and "4 episodes are shorter than 1000 frames" in text
     assert text.splitlines()[0].startswith("error")
     assert text.splitlines()[-1] == "1 error, 1 warning"

@@ -14,9 +14,9 @@ import numpy as np
 from lerobot_policy_vita_vla.conventions import RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos.check_files import PICTURES, Layout, read_layout
 from lerobot_policy_vita_vla.demos.check_values import check_episodes, check_values, read_columns
-from lerobot_policy_vita_vla.demos.findings import ERROR, NOTE, WARNING, Finding, format_findings
+from lerobot_policy_vita_vla.demos.findings import ERROR, NOTE, WARNING, Finding, Findings, format_findings
 
-__all__ = ["Finding", "check_dataset", "format_findings", "has_errors"]
+__all__ = ["Finding", "Findings", "check_dataset", "format_findings"]
 
 ACTION, STATE = "action", "observation.state"
 
@@ -29,7 +29,7 @@ def check_dataset(
     expect_cameras: tuple[str, ...] = (),
     min_episode_length: int = 10,
     sample_episodes: int = 5,
-) -> list[Finding]:
+) -> Findings:
     """List what is wrong with a dataset on disk.
 
     Args:
@@ -42,11 +42,13 @@ def check_dataset(
             decoded.
 
     Returns:
-        Findings; an empty list is a sound dataset. Nothing is downloaded and nothing is written.
+        A list of `Finding`; empty for a sound dataset, ``.ok`` if nothing in it is an error. Nothing is
+        downloaded and nothing is written.
     """
     root = Path(root).expanduser().resolve()
     repo_id = repo_id or f"local/{root.name}"
-    layout, found = read_layout(root, repo_id)
+    layout, files = read_layout(root, repo_id)
+    found = Findings(files)
     if layout is None:
         return found
     found += _check_features(layout, expect_action_dim, expect_cameras)
@@ -62,15 +64,10 @@ def check_dataset(
     edit = f"lerobot-edit-dataset --repo_id {repo_id} --root {root}"
     found += check_episodes(layout, columns, min_episode_length)
     found += check_values(layout, columns, edit)
-    if not any(f.level == ERROR for f in found):
+    if found.ok:
         found += _check_pictures(layout, repo_id, sample_episodes)
         found += _check_recording(layout)
     return found
-
-
-def has_errors(findings: list[Finding]) -> bool:
-    """Whether training on the dataset would fail or learn nonsense."""
-    return any(finding.level == ERROR for finding in findings)
 
 
 def _check_features(layout: Layout, action_dim: int | None, cameras: tuple[str, ...]) -> Iterator[Finding]:

@@ -111,7 +111,8 @@ def _missing_or_old(root: Path, repo_id: str) -> Finding | None:
         return None
     if (root / "meta/episodes.jsonl").is_file() or written.startswith("v2"):
         what = f"{root} has the old format {written}, LeRobot 0.6 reads {VERSION}"
-        return Finding(ERROR, what, f"{convert} (from v2.0: convert to v2.1 with LeRobot 0.3 first)")
+        first = "convert it to v2.1 with an older LeRobot, then: " if written == "v2.0" else ""
+        return Finding(ERROR, what, first + convert)
     if not written.startswith("v3"):
         return Finding(ERROR, f"{root} has format {written}, this LeRobot reads {VERSION}", "upgrade LeRobot")
     return None

@@ -8,6 +8,9 @@ frame against 1 kB.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +65,14 @@ class DatasetWriter:
         )
 
     def append(self, demonstration: Demonstration, instruction: str) -> None:
-        """Write one episode."""
+        """Write one episode.
+
+        Raises:
+            OSError: If the disk has no room for it.
+        """
+        # LeRobot only logs a picture that it could not write, and would store what there is of it.
+        if shutil.disk_usage(self._dataset.root).free < 2 * demonstration.pictures.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._dataset.root))
         columns = (IMAGE, STATE, PRIVILEGED_STATE, ACTION, EXECUTED_ACTION)
         with _quiet_progress_bars():
             for frame in zip(*demonstration, strict=True):

@@ -23,6 +23,18 @@ class Finding:
     fix: str = ""
 
 
+class Findings(list[Finding]):
+    """All findings about one dataset; printed, they are `format_findings`."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the dataset can be trained on: no finding is an error."""
+        return not any(finding.level == ERROR for finding in self)
+
+    def __str__(self) -> str:
+        return format_findings(self)
+
+
 def format_findings(findings: Sequence[Finding]) -> str:
     """Findings as text for a terminal, gravest first, ending in a line that counts them."""
     order = (ERROR, WARNING, NOTE)

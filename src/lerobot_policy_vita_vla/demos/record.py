@@ -27,6 +27,7 @@ from typing import Any
 from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos.dataset import ACTION_MEANING, DatasetWriter
 from lerobot_policy_vita_vla.demos.expert import Disturbance, load_demonstration, run_attempt
+from lerobot_policy_vita_vla.demos.gl import ensure_gl
 from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings, refuse_differences
 from lerobot_policy_vita_vla.demos.suite import (
     CAMERA,
@@ -89,6 +90,8 @@ def record(
     if root.exists():
         return _finished_recording(root, settings)
     scratch = root.with_name(root.name + ".recording")
+    # Here, so that workers inherit the choice instead of each making and announcing it.
+    ensure_gl()
     _open_scratch(scratch, settings)
     plans = [TaskPlan(name, settings, str(scratch / "attempts")) for name in names]
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
