@@ -84,6 +84,10 @@ class PolicyPredictor:
         # Our own policies can be told to ignore the picture (blind baselines); then nothing needs to be
         # drawn.
         self.uses_images = self._camera is not None and getattr(config, "use_images", True)
+        # Our policies keep a history of their own behind `predict_action_chunk`; this one takes it from the
+        # batch.
+        with_history = self.n_obs_steps > 1 and hasattr(policy, "chunk_of_history")
+        self._predict_chunk = policy.chunk_of_history if with_history else policy.predict_action_chunk
 
     @torch.inference_mode()
     def predict(self, observations: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -93,7 +97,7 @@ class PolicyPredictor:
         batch = self.preprocessor(self._batch(observations))
         use_amp, device = getattr(self.policy.config, "use_amp", False), self.policy.config.device
         with torch.autocast(torch.device(device).type) if use_amp else contextlib.nullcontext():
-            chunk = self.policy.predict_action_chunk(batch)
+            chunk = self._predict_chunk(batch)
         rows, steps, dims = chunk.shape
         # Postprocessors of LeRobot take single actions (B, A).
         actions = self.postprocessor(chunk.reshape(rows * steps, dims).float())
@@ -131,7 +135,7 @@ def load_predictor(
     """Load a LeRobot checkpoint (folder or hub id) with its saved processors.
 
     Args:
-        path: ``.../pretrained_model``, or a hub id.
+        path: What `checkpoint_folder` takes.
         manifest: Its picture size is what the policy gets.
         device: ``"cpu"``, ``"cuda"``, ...
         n_action_steps: See `PolicyPredictor`.
@@ -167,18 +171,24 @@ def load_predictor(
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded.
+    """The local folder of a checkpoint: itself, a training run's last one, or a downloaded hub id.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: If there is none of these.
     """
     folder = Path(path)
-    if (folder / "config.json").is_file():
-        return folder
+    for candidate in (
+        folder,
+        folder / "pretrained_model",
+        folder / "checkpoints" / "last" / "pretrained_model",
+    ):
+        if (candidate / "config.json").is_file():
+            return candidate
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
-        inner = next(iter(sorted(folder.glob("**/pretrained_model/config.json"), reverse=True)), None)
-        hint = f"; did you mean {inner.parent}?" if inner else ""
-        raise ValueError(f"{path} holds no config.json, so it is not a LeRobot checkpoint{hint}")
+        raise ValueError(
+            f"{path} holds neither a LeRobot checkpoint (config.json) nor a training run "
+            "(checkpoints/last/pretrained_model/config.json)"
+        )
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(path)))
