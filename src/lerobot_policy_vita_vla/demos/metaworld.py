@@ -36,8 +36,7 @@ from PIL import Image  # noqa: E402
 __all__ = ["RENDER_QUALITIES", "SceneEnv", "ensure_gl", "gl_renderer", "resolve_tasks"]
 
 GRIPPER_CLOSES_ABOVE = 0.3
-"""Scripted experts close with efforts of 0.6 to 1 and open with -1 to 0; the threshold keeps all of them
-working."""
+"""Scripted experts close with efforts of 0.5 to 1; they open or let go with -1 to 0.1."""
 
 NATIVE_SIZE = 480
 """Pixels of LeRobot's own picture."""

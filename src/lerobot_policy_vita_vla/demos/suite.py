@@ -22,8 +22,7 @@ CAMERA_POSITION = (0.75, 0.075, 0.7)
 """Where LeRobot's environment moves that camera to."""
 
 OBSERVATION_SIZE = 96
-"""Our choice: the smallest square at which the object in every task of the quickstart is still several pixels
-wide."""
+"""Our choice: a small teacher succeeds in 98 of 100 episodes of five tasks at this size."""
 
 EPISODE_LENGTH = 200
 """Our choice: 48 of 50 scripted experts succeed within 200 steps on every seed tried; Meta-World's own limit
