@@ -13,6 +13,7 @@ import pytest
 
 from lerobot_policy_vita_vla.evaluation import report
 from lerobot_policy_vita_vla.evaluation.report import build_report
+from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
 from lerobot_policy_vita_vla.evaluation.report_data import read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import (
     Curve,
@@ -26,10 +27,12 @@ from lerobot_policy_vita_vla.evaluation.report_view import pair_rows
 from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
 from report_helpers import RATES, TASKS, Browser, make_run
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
-
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 HERE = Path(__file__).parent
 INSPECT = (HERE / "report_inspect.js").read_text()
 OPERATE = (HERE / "report_operate.js").read_text()
@@ -57,7 +60,7 @@ def small(tmp_path) -> Path:
 def browser() -> Browser:
     if CHROMIUM is None:
         pytest.skip(
-            "THE REPORT PAGE IS NOT TESTED: no Chromium found; install it, e.g. `apt-get install chromium`"
+            "THE REPORT PAGE IS NOT TESTED: no Chromium found; install it with `scripts/setup.sh --test`"
         )
     return Browser(CHROMIUM)
 
@@ -157,6 +160,7 @@ def test_missing_parts_are_named_with_their_command(tmp_path):
     [
         "manifest.json",
         "timing.json",
+        "agreement.json",
         "ablation/ablations.json",
         "eval/finetune/result.json",
         "eval/finetune/episodes.jsonl",
@@ -185,6 +189,23 @@ def test_incomplete_folders_are_refused(small, tmp_path):
         build_report([small])
     (small / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"manifest\.json"):
+        build_report([small])
+
+
+def test_agreement_of_a_long_chunk_is_thinned_out_and_a_damaged_one_is_named(small):
+    path = small / "agreement.json"
+    reports = json.loads(path.read_text())
+    report = reports["align"]
+    report["r2"] = [[t / 100, -0.5, None, None] for t in range(100)]
+    report["gripper_agreement"] = None
+    path.write_text(json.dumps({"align": report}))
+    (table,) = agreement_tables(read_run(small), policy_styles(RATES))["tables"]
+    assert table["columns"][0] == "1" and table["columns"][-1] == "100" and len(table["columns"]) == 8
+    assert [row["name"] for row in table["rows"]] == ["x", "y"]
+    assert {cell["heat"] for cell in table["rows"][1]["cells"]} == {0.0}
+    assert "z, gripper" in table["note"]
+    path.write_text(json.dumps({"align": {"n": 3}}))
+    with pytest.raises(ValueError, match=r"agreement\.json: the report of 'align' lacks"):
         build_report([small])
 
 

@@ -6,6 +6,7 @@ network.
     report_data     reads the run folder
     report_view     results as rows and sentences        report_figures  learning curves, colours
     report_record   how the run was made                 report_videos   chooses and inlines videos
+    report_agreement   teacher-student agreement
     report_page/    template, style, script, pipeline drawing
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.evaluation import report_record, report_view
+from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
 from lerobot_policy_vita_vla.evaluation.report_data import POLICY_ORDER, Run, read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle, policy_styles
 from lerobot_policy_vita_vla.evaluation.report_videos import choose_videos
@@ -53,7 +55,10 @@ def build_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     out = Path(out) if out is not None else runs[0] / "report.html"
     data = [read_run(run) for run in runs]
     labels = [e.label for run in data for e in run.evaluations]
-    styles = policy_styles([*labels, *(stage.name for run in data for stage in run.stages)])
+    further = [
+        name for run in data for name in (*(stage.name for stage in run.stages), *(run.agreement or ()))
+    ]
+    styles = policy_styles([*labels, *further])
     budget = (PAGE_BYTES - REST_BYTES) // len(data)
     page = (
         _environment()
@@ -93,7 +98,7 @@ def _content(run: Run, styles: dict[str, PolicyStyle], prefix: str, budget: int)
         ],
         "styles": styles,
         "curves": report_view.learning_curves(run, styles, prefix),
-        "agreement": None,
+        "agreement": agreement_tables(run, styles),
         "ablations": report_view.ablation_rows(run),
         "timeline": report_record.timeline(run, styles),
         "provenance": report_record.provenance(run, styles),
