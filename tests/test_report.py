@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from lerobot_policy_vita_vla.evaluation import report
 from lerobot_policy_vita_vla.evaluation.report import build_report
 from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
-from lerobot_policy_vita_vla.evaluation.report_data import read_run
+from lerobot_policy_vita_vla.evaluation.report_data import HOW_TO_MAKE, read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import (
     Curve,
     draw_curves,
@@ -26,6 +27,7 @@ from lerobot_policy_vita_vla.evaluation.report_videos import choose_videos
 from lerobot_policy_vita_vla.evaluation.report_view import pair_rows
 from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
 from report_helpers import RATES, TASKS, Browser, make_run
+from vita_vla_cli.cli import build_parser
 
 BROWSERS = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
@@ -153,6 +155,13 @@ def test_missing_parts_are_named_with_their_command(tmp_path):
         assert f"<li>{part}: made by <code>{command}" in text
     assert "<video" not in text and "Learning curves" not in text
     assert "Not finished, so not shown: late" in text
+
+
+@pytest.mark.parametrize("command", HOW_TO_MAKE.values())
+def test_commands_for_missing_parts_are_accepted_by_the_command_line(command):
+    words = shlex.split(command.replace("RUN", "work/demo").replace("TASKS", "door-open"))
+    assert words[0] == "vita-vla"
+    build_parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize(
