@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CLI = (sys.executable, "-m", "lerobot_policy_vita_vla.cli")
+CLI = (sys.executable, "-m", "vita_vla_cli")
 TRAINED = Path("checkpoints/last/pretrained_model")
 
 
