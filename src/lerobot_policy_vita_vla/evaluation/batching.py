@@ -76,15 +76,24 @@ def settle_batch(
         return BatchPlan(rows=1, mixed_tasks=True, stochastic=True), alone.shape
     if rows == 1:
         return BatchPlan(rows=1, mixed_tasks=True, stochastic=False), alone.shape
-    reference = predict([mine] * rows)[0]
     longest = max(manifest.tasks, key=lambda task: len(words[task]))
     shortest = min(manifest.tasks, key=lambda task: len(words[task]))
-    for mixed, company in ((True, (longest, shortest)), (False, (manifest.tasks[0],))):
-        others = [[observe(task) for _ in range(rows - 1)] for task in company]
-        batches = [
-            (place, [*o[:place], mine, *o[place:]]) for o in others for place in (0, rows // 2, rows - 1)
-        ]
-        if all(np.array_equal(predict(batch)[place], reference) for place, batch in batches):
+
+    def unmoved(own: str, company: str) -> bool:
+        me = observe(own)
+        others = [observe(company) for _ in range(rows - 1)]
+        reference = predict([me] * rows)[0]
+        return all(
+            np.array_equal(predict([*others[:place], me, *others[place:]])[place], reference)
+            for place in {0, rows // 2, rows - 1}
+        )
+
+    # A tokenizer that pads to the longest instruction moves the row of a shorter one.
+    for mixed, pairs in (
+        (True, ((shortest, longest), (longest, shortest))),
+        (False, ((longest, longest), (shortest, shortest))),
+    ):
+        if all(unmoved(*pair) for pair in pairs):
             return BatchPlan(rows=rows, mixed_tasks=mixed, stochastic=False), alone.shape
     logger.warning(
         "rows of one inference call are not independent of each other here: predicting one at a time"

@@ -1,0 +1,84 @@
+"""Which rows may share an inference call."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation_helpers import LookingPredictor, short_manifest
+from lerobot_policy_vita_vla.evaluation.batching import settle_batch
+from lerobot_policy_vita_vla.evaluation.runner import _next_batch, _noise_seed
+
+MANIFEST = short_manifest()
+
+
+class Leaky(LookingPredictor):
+    """Rows that hear from their neighbours."""
+
+    def __init__(self, hears):
+        super().__init__()
+        self.hears = hears
+
+    def predict(self, observations):
+        answers = super().predict(observations)
+        return answers + np.float32(1e-7) * self.hears(observations)
+
+
+def test_independent_rows_share_calls():
+    plan, shape = settle_batch(LookingPredictor().predict, MANIFEST, 4, history=1)
+    assert plan == (4, True, False)
+    assert shape == (1, 3, 4)
+
+
+def test_rows_that_feel_other_instructions_share_calls_only_with_their_own():
+    padded_to_longest = Leaky(lambda rows: max(len(row["task"]) for row in rows))
+    plan, _ = settle_batch(padded_to_longest.predict, MANIFEST, 4, history=1)
+    assert plan == (4, False, False)
+
+
+@pytest.mark.parametrize(
+    "hears",
+    [
+        lambda rows: sum(int(row["pixels"].ravel()[0]) for row in rows),
+        lambda rows: np.arange(len(rows))[:, None, None],
+    ],
+    ids=["content", "place"],
+)
+def test_rows_that_feel_the_others_are_predicted_alone(hears, caplog):
+    plan, _ = settle_batch(Leaky(hears).predict, MANIFEST, 4, history=1)
+    assert plan == (1, True, False)
+    assert "one at a time" in caplog.text
+
+
+def test_a_policy_that_draws_random_numbers_gets_a_seed_per_row():
+    class Sampling(LookingPredictor):
+        def answer(self, row):
+            return super().answer(row) + torch.rand(1).numpy()
+
+    plan, _ = settle_batch(Sampling().predict, MANIFEST, 4, history=1)
+    assert plan == (1, True, True)
+    seeds = {_noise_seed(episode, prediction) for episode in (1, 2) for prediction in range(50)}
+    assert len(seeds) == 100
+
+
+def test_a_policy_that_does_not_fit_says_so():
+    class Unfit(LookingPredictor):
+        def answer(self, row):
+            return row["observation.images.wrist"]
+
+    with pytest.raises(ValueError, match=r"(?s)KeyError.*wrist.*lerobot-eval"):
+        settle_batch(Unfit().predict, MANIFEST, 4, history=1)
+
+
+def test_calls_take_the_longest_waiting_first():
+    waiting = [(slot, {"task": task}) for slot, task in enumerate("aabab")]
+    mixed, alike = (2, True, False), (2, False, False)
+
+    def slots(rows):
+        return [slot for slot, _ in rows]
+
+    from lerobot_policy_vita_vla.evaluation.batching import BatchPlan
+
+    rows, rest = _next_batch(waiting[1:], BatchPlan(*mixed))
+    assert (slots(rows), slots(rest)) == ([1, 2], [3, 4])
+    rows, rest = _next_batch(waiting[2:], BatchPlan(*alike))
+    assert (slots(rows), slots(rest)) == ([2, 4], [3])
