@@ -1,6 +1,8 @@
 """The backbone gives the same numbers padded or alone, cached or in one pass, from its processor's inputs."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +211,13 @@ def test_incomplete_vlm_folder_names_the_missing_files(tmp_path):
         resolve_vlm(str(folder))
     with pytest.raises(ValueError, match="neither 'mini'"):
         resolve_vlm(str(tmp_path / "nothing"))
+
+
+def test_benchmark_of_the_align_step_finds_equal_gradients_and_less_memory():
+    path = Path(__file__).parent.parent / "runs" / "bench_align.py"
+    spec = importlib.util.spec_from_file_location("bench_align", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    result = bench.benchmark_align(text={}, vision={}, image_size=32, batch_size=2, repeats=1)
+    assert result["align_grad_diff"] < 1e-5 and result["align_memory_ratio"] > 1.5
+    assert result["align_speedup"] > 0

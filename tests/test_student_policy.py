@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import types
 
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 
+import teacher_helpers
+from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.vla.augmentation import random_shift
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
@@ -292,12 +296,17 @@ def test_random_shift_moves_whole_pixels_and_repeats_the_border():
         (lambda teacher: setattr(teacher, "chunk_size", 5), "it predicts 5 steps"),
         (lambda teacher: setattr(teacher, "state_dim", 7), "a state of 7 numbers"),
         (lambda teacher: setattr(teacher, "cameras", ("a.wrist", "b.top")), "which camera"),
+        (
+            lambda teacher: setattr(teacher, "recording", {"camera": "topview"}),
+            "camera: recorded with 'corner2'",
+        ),
     ],
 )
 def test_unfit_teacher_is_refused(paths, monkeypatch, change, problem):
     install_loader(monkeypatch, change)
+    recording = RecordingInfo("metaworld", {}, "light", 96, 80, "corner2").to_dict()
     with pytest.raises(ValueError, match=problem):
-        student(paths)
+        student(paths, recording=recording)
 
 
 def test_dataset_on_another_action_scale_is_refused(paths):
@@ -349,3 +358,41 @@ def test_pipelines_have_the_steps_that_lerobot_overrides_and_scale_nothing(paths
     assert torch.equal(out["observation.state"], batch["observation.state"])
     assert torch.equal(out["action"], batch["action"]) and out[CAMERA].shape == (4, 3, PX, PX)
     assert torch.equal(after(batch["action"][:, 0]), batch["action"][:, 0])
+
+
+def test_seer_teaches_through_lerobots_own_factory(tmp_path):
+    """The real teacher, found by path, and both stages made as lerobot-train makes them."""
+    seer = teacher_helpers.make_policy(chunk_size=T, n_action_steps=T)
+    seer.save_pretrained(tmp_path / "seer" / "checkpoints" / "last" / "pretrained_model")
+    names = ["x", "y", "z", "gripper_opening"]
+    shapes = {"observation.state": (S,), "action": (A,), TEACHER_CAMERA: (PX, PX, 3)}
+    meta = types.SimpleNamespace(
+        features={
+            key: {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
+            if len(shape) == 3
+            else {"dtype": "float32", "shape": shape, "names": names}
+            for key, shape in shapes.items()
+        },
+        stats=STATS,
+        root=tmp_path,
+        repo_id="a/b",
+    )
+    common = {"device": "cpu", "dtype": "float32", "teacher_path": str(tmp_path / "seer")}
+    config = VitaVLAConfig(vlm=str(save("smolvlm", tmp_path / "vlm")), **common)
+    assert config.chunk_size == T
+    align = make_policy(config, ds_meta=meta)
+    assert align.config.gripper_state_dims == [3]
+    batch = make_batch()
+    batch[TEACHER_CAMERA] = batch.pop(CAMERA)
+    loss, metrics = align.train()(batch)
+    loss.backward()
+    assert metrics["feature_r2"] < 1
+    align.save_pretrained(tmp_path / "align")
+    resumed = PreTrainedConfig.from_pretrained(tmp_path / "align", cli_overrides=["--stage=finetune"])
+    resumed.pretrained_path = tmp_path / "align"
+    tuned = make_policy(resumed, ds_meta=meta)
+    assert torch.equal(tuned.predict_action_chunk(batch), align.predict_action_chunk(batch))
+    for mine, theirs in zip(
+        tuned.network.decoder.parameters(), seer.network.decoder.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs) and mine.requires_grad

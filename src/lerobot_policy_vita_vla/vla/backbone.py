@@ -209,7 +209,7 @@ def check_vlm(vlm: nn.Module, processor: Any) -> None:
         if not met:
             raise ValueError(
                 f"{name} cannot be the student's VLM: {requirement}. Models of the SmolVLM, InternVL and "
-                "Qwen-VL families are tested; see docs for the full contract"
+                "Qwen-VL families are tested"
             )
 
     base = getattr(vlm, "base_model", vlm)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
+from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.augmentation import random_shift
@@ -61,6 +62,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         **kwargs: Any,
     ):
         super().__init__(config)
+        self._remember_recording(dataset_meta)
         # Read-only and never a submodule: not in the state dict, not seen by DDP or the optimiser.
         object.__setattr__(self, "_teacher", None)
         if checkpoint is None:
@@ -70,7 +72,6 @@ class VitaVLAPolicy(PreTrainedPolicy):
             continue_from(config, checkpoint)
             check_decoder_scale(config, dataset_stats)
         config.validate_features()
-        self._remember_recording(dataset_meta)
         self.network = build_network(
             config,
             checkpoint=checkpoint.folder if checkpoint else None,
@@ -244,9 +245,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
     def _remember_recording(self, dataset_meta: Any) -> None:
-        from lerobot_policy_vita_vla.conventions import RecordingInfo
-
-        if dataset_meta is not None and (info := RecordingInfo.load(dataset_meta.root)) is not None:
+        root = getattr(dataset_meta, "root", None)
+        if root is not None and (info := RecordingInfo.load(root)) is not None:
             self.config.recording = info.to_dict()
 
 

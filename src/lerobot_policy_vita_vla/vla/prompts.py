@@ -81,7 +81,7 @@ class PromptEncoder:
 
     def text(self, instruction: str, num_images: int) -> str:
         """The prompt as text, one marker per image."""
-        words = self.template.format(instruction=instruction)
+        words = self.template.replace("{instruction}", instruction)
         if getattr(self.processor, "chat_template", None) is None:
             return self.processor.image_token * num_images + words
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": words}]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_vita_vla.contracts import ActionSpec, Teacher
-from lerobot_policy_vita_vla.conventions import compare_statistics, match_cameras
+from lerobot_policy_vita_vla.conventions import RecordingInfo, compare_statistics, match_cameras
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 
 
@@ -60,7 +60,7 @@ def check_teacher(
         Teacher's camera key -> the student's camera key.
 
     Raises:
-        ValueError: If chunk size, action or state size, cameras or action statistics do not fit.
+        ValueError: If chunk size, action or state size, cameras, pictures or action statistics do not fit.
     """
     problems = []
     if teacher.chunk_size != config.chunk_size:
@@ -72,6 +72,8 @@ def check_teacher(
         problems.append(f"it reads a state of {teacher.state_dim} numbers, the data has {state.shape[0]}")
     if not problems and "action" in (dataset_stats or {}):
         problems = compare_statistics(dataset_stats, action_spec=teacher.action_spec)
+    if (taught_on := getattr(teacher, "recording", None)) and config.recording:
+        problems += RecordingInfo.from_dict(config.recording).picture_differences(taught_on)
     if problems:
         raise ValueError(
             f"the teacher at {config.teacher_path} does not fit: "
