@@ -1,0 +1,178 @@
+"""Write the generated parts of the documentation: result tables of README.md and docs/file_map.md.
+
+    python scripts/readme_tables.py            writes them
+    python scripts/readme_tables.py --check    exit code 1 if they are not what would be written
+
+Numbers come from results/summary.json alone (`evaluation.results.update_summary` writes it), the clauses of
+the file map from the files' own docstrings. Only the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SUMMARY = ROOT / "results" / "summary.json"
+NOT_MEASURED = "not measured yet"
+
+# Tables of the README: title, then key of summary.json -> what it measures. Keys that are listed nowhere here
+# appear in a last table, under their own names, so that no published number is left out.
+TABLES: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "Quickstart: success rates",
+        {
+            "quickstart.teacher.success_rate": "teacher (Seer, preset tiny)",
+            "quickstart.teacher_blind.success_rate": "teacher without pictures (what seeing is worth)",
+            "quickstart.align.success_rate": "align only (VLM never trained)",
+            "quickstart.only_finetune.success_rate": "finetune only (no alignment before)",
+            "quickstart.finetune.success_rate": "align, then finetune",
+        },
+    ),
+    (
+        "What it costs",
+        {
+            "quickstart.minutes": "`make quickstart`, minutes in all",
+            "start.help_seconds": "`vita-vla --help`, seconds",
+            "start.import_seconds": "import of the plugin after LeRobot's own, seconds",
+        },
+    ),
+)
+OTHERS = "Other measurements"
+
+# Order of the file map: the flow of the pipeline, then what surrounds it.
+FOLDERS = (
+    "src/lerobot_policy_vita_vla",
+    "src/lerobot_policy_vita_vla/demos",
+    "src/lerobot_policy_vita_vla/teacher",
+    "src/lerobot_policy_vita_vla/teacher/seer",
+    "src/lerobot_policy_vita_vla/vla",
+    "src/lerobot_policy_vita_vla/vlm",
+    "src/lerobot_policy_vita_vla/training",
+    "src/lerobot_policy_vita_vla/evaluation",
+    "src/vita_vla_cli",
+    "src/vita_vla_cli/verbs",
+    "scripts",
+    "runs",
+)
+
+
+def results_text(summary: dict[str, dict[str, Any]]) -> str:
+    """The result tables as Markdown.
+
+    Args:
+        summary: Content of results/summary.json: key -> ``{"value", "n", "low", "high", "command", "date"}``;
+            may hold any part of the keys.
+    """
+    known = {key for _, rows in TABLES for key in rows}
+    others = {key: f"`{key}`" for key in sorted(set(summary) - known)}
+    tables = [*TABLES, (OTHERS, others)] if others else TABLES
+    return "\n\n".join(_table(title, rows, summary) for title, rows in tables)
+
+
+def _table(title: str, rows: dict[str, str], summary: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| {title} | value | 95 % interval | n | measured with |", "| --- | --- | --- | --- | --- |"]
+    for key, what in rows.items():
+        entry = summary.get(key)
+        if entry is None:
+            cells = (what, NOT_MEASURED, "", "", "")
+        else:
+            low, high, n = entry.get("low"), entry.get("high"), entry.get("n")
+            interval = "" if low is None or high is None else f"{_number(low)} - {_number(high)}"
+            how = f"`{entry['command']}`" if entry.get("command") else ""
+            how = " ".join(part for part in (how, f"({entry['date']})" if entry.get("date") else "") if part)
+            cells = (what, _number(entry["value"]), interval, "" if n is None else str(n), how)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells).rstrip() + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def read_summary() -> dict[str, dict[str, Any]]:
+    """Content of results/summary.json; empty before anything was measured."""
+    return json.loads(SUMMARY.read_text()) if SUMMARY.is_file() else {}
+
+
+def file_map_text() -> str:
+    """The file map as Markdown: one clause per source file, from its docstring or first comment."""
+    parts = [
+        "# File map\n\nWritten by `scripts/readme_tables.py` from the files' own docstrings. "
+        "Imports go one way, which a test enforces:\n\n"
+        "    contracts, conventions, ema, chunking <- demos <- teacher <- vla <- evaluation, training <- cli"
+    ]
+    for folder in FOLDERS:
+        lines = [
+            f"- `{path.name}`: {clause}" for path in source_files(ROOT / folder) if (clause := _clause(path))
+        ]
+        if lines:
+            parts.append(f"## {folder}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def source_files(folder: Path) -> list[Path]:
+    """Python and shell files directly in a folder, by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix in (".py", ".sh"))
+
+
+def _clause(path: Path) -> str:
+    text = path.read_text()
+    if path.suffix == ".py":
+        doc = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        comments = re.findall(r"^# (.*)$", text.split("\n\n", 1)[0], flags=re.MULTILINE)
+        doc = " ".join(comments)
+    paragraph = " ".join(doc.split("\n\n", 1)[0].split())
+    sentence = re.split(r"(?<=[.!?]) (?=[A-Z`])", paragraph, maxsplit=1)[0]
+    return sentence.rstrip(".:").replace("``", "`")
+
+
+def between(text: str, name: str, content: str) -> str:
+    """Replace what stands between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        ValueError: The markers are missing.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected the markers {begin} and {end} once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file with the content it should have."""
+    readme = ROOT / "README.md"
+    return {
+        readme: between(readme.read_text(), "results", results_text(read_summary())),
+        ROOT / "docs" / "file_map.md": file_map_text(),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if something differs"
+    )
+    args = parser.parse_args(argv)
+    stale = [path for path, text in generated().items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        if args.check:
+            sys.stderr.write(f"{path.relative_to(ROOT)} is stale: run python scripts/readme_tables.py\n")
+        else:
+            path.write_text(generated()[path])
+            sys.stdout.write(f"wrote {path.relative_to(ROOT)}\n")
+    return 1 if stale and args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
