@@ -1,0 +1,223 @@
+"""Saved LeRobot policies, in the simulator and against their teacher."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation_helpers import comparable
+from lerobot_policy_vita_vla.contracts import ActionSpec
+from lerobot_policy_vita_vla.evaluation.agreement import Answers, agreement, compare_answers
+from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
+from lerobot_policy_vita_vla.evaluation.predictor import (
+    PICTURE,
+    STATE,
+    PolicyPredictor,
+    load_predictor,
+    recording_defaults,
+    state_fingerprint,
+)
+from lerobot_policy_vita_vla.evaluation.results import read_episodes
+from lerobot_policy_vita_vla.evaluation.runner import evaluate
+from teacher_helpers import make_policy, statistics
+
+MANIFEST = make_manifest("door-open,drawer-open", 1, observation_size=32, episode_length=6)
+SMALL = {"device": "cpu", "videos_per_task": (0, 0), "progress": False, "workers": 1}
+
+
+def _save(policy, folder, stats=None):
+    from lerobot.policies.factory import make_pre_post_processors
+
+    policy.save_pretrained(folder)
+    for pipeline in make_pre_post_processors(policy.config, dataset_stats=stats or statistics()):
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seer(tmp_path_factory):
+    run = tmp_path_factory.mktemp("teacher")
+    policy = make_policy()
+    policy.config.recording = {"quality": "light", "observation_size": 32}
+    _save(policy, run / "checkpoints" / "last" / "pretrained_model")
+    return run, policy
+
+
+def _act():
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.act.configuration_act import ACTConfig
+    from lerobot.policies.act.modeling_act import ACTPolicy
+
+    torch.manual_seed(0)
+    config = ACTConfig(
+        device="cpu",
+        chunk_size=5,
+        n_action_steps=2,
+        dim_model=16,
+        n_heads=2,
+        dim_feedforward=16,
+        n_encoder_layers=1,
+        use_vae=False,
+        pretrained_backbone_weights=None,
+        input_features={
+            "observation.images.top": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    return ACTPolicy(config).eval()
+
+
+def _act_statistics():
+    shape = {"observation.images.top": (3, 1, 1), "observation.state": (4,), "action": (4,)}
+    return {key: {"mean": torch.full(s, 0.5), "std": torch.full(s, 2.0)} for key, s in shape.items()}
+
+
+def _rows(n, history=None, seed=0):
+    generator = np.random.default_rng(seed)
+    lead = () if history is None else (history,)
+    return [
+        {
+            PICTURE: generator.integers(0, 256, (*lead, 32, 32, 3), dtype=np.uint8),
+            STATE: generator.uniform(-0.2, 0.6, (*lead, 4)),
+            "task": ["open the door", "close the drawer"][i % 2],
+        }
+        for i in range(n)
+    ]
+
+
+def test_a_training_run_is_played_with_its_last_checkpoint(seer, tmp_path):
+    run, policy = seer
+    assert recording_defaults(run) == {"quality": "light", "observation_size": 32}
+    predictor = load_predictor(run, MANIFEST, device="cpu")
+    in_memory = PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")
+    np.testing.assert_array_equal(predictor.predict(_rows(3)), in_memory.predict(_rows(3)))
+    assert predictor.fingerprint == load_predictor(run, MANIFEST, device="cpu").fingerprint
+    result = evaluate(in_memory, MANIFEST, tmp_path / "in_memory", label="a", **SMALL)
+    assert result["execution"]["n_action_steps"] == 3
+    assert result["policy_type"] == "seer"
+
+
+def test_every_way_of_execution_can_be_asked_for(seer):
+    run, _ = seer
+
+    def settings(**given):
+        predictor = load_predictor(run, MANIFEST, device="cpu", **given)
+        return predictor.n_action_steps, predictor.ensemble_coeff
+
+    assert settings() == (3, None)
+    assert settings(n_action_steps=2) == (2, None)
+    assert settings(temporal_ensemble_coeff=0.01) == (1, 0.01)
+
+
+def test_a_history_reaches_the_policy_as_the_episode_saw_it():
+    policy = make_policy(n_obs_steps=3)
+    predictor = PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")
+    rows = _rows(2, history=3)
+    chunk = predictor.predict(rows)
+    policy.reset()
+    for step in range(3):
+        flat = [{**row, PICTURE: row[PICTURE][step], STATE: row[STATE][step]} for row in rows]
+        images = torch.from_numpy(np.stack([row[PICTURE] for row in flat])).permute(0, 3, 1, 2).float() / 255
+        batch = {
+            "observation.image": images,
+            "observation.state": torch.from_numpy(np.stack([row[STATE] for row in flat])).float(),
+            "task": [row["task"] for row in rows],
+        }
+        one_by_one = policy.predict_action_chunk(batch)
+    np.testing.assert_allclose(chunk, one_by_one.numpy(), atol=1e-6)
+
+
+def test_a_policy_that_looks_away_is_not_drawn_for():
+    assert PolicyPredictor(make_policy(), None, None, fingerprint="x").uses_images
+    assert not PolicyPredictor(make_policy(use_images=False), None, None, fingerprint="x").uses_images
+
+
+def test_lerobots_own_policy_plays_with_its_processors(tmp_path):
+    folder = _save(_act(), tmp_path / "act", _act_statistics())
+    predictor = load_predictor(folder, MANIFEST, device="cpu")
+    rows = _rows(2)
+    images = torch.from_numpy(np.stack([row[PICTURE] for row in rows])).permute(0, 3, 1, 2).float() / 255
+    states = torch.from_numpy(np.stack([row[STATE] for row in rows])).float()
+    # By hand: standardised inputs under its own camera's name, actions back to environment units.
+    batch = {"observation.images.top": (images - 0.5) / 2, "observation.state": (states - 0.5) / 2}
+    expected = predictor.policy.predict_action_chunk(batch) * 2 + 0.5
+    np.testing.assert_allclose(predictor.predict(rows), expected.detach().numpy(), atol=1e-5)
+
+    results = [
+        evaluate(folder, MANIFEST, tmp_path / name, label=name, **{**SMALL, **settings})
+        for name, settings in {"one": {"workers": 1, "envs_per_worker": 1}, "two": {"workers": 2}}.items()
+    ]
+    assert (results[0]["execution"]["chunk_size"], results[0]["execution"]["n_action_steps"]) == (5, 2)
+    one, two = (comparable(read_episodes(tmp_path / name)) for name in ("one", "two"))
+    assert one == two
+
+
+def test_fingerprints_tell_weights_apart():
+    policy = make_policy()
+    before = state_fingerprint(policy)
+    assert state_fingerprint(make_policy()) == before
+    with torch.no_grad():
+        next(policy.parameters()).view(-1)[0] += 1e-6
+    assert state_fingerprint(policy) != before
+
+
+SPEC = ActionSpec(("x", "gripper"), (1.0, 0.0), (2.0, 1.0), (1,), "binary")
+
+
+def _answers(student, teacher=None, demo=None, is_pad=None, features=(None, None)):
+    teacher = np.array([[[-1.0, -1.0]], [[3.0, 1.0]], [[1.0, 1.0]]]) if teacher is None else teacher
+    return Answers(
+        teacher=teacher,
+        student=np.asarray(student, dtype=float),
+        demonstrated=teacher if demo is None else demo,
+        is_pad=np.zeros(teacher.shape[:2], bool) if is_pad is None else is_pad,
+        teacher_features=features[0],
+        student_features=features[1],
+    )
+
+
+def test_agreement_is_measured_in_scaled_units():
+    # In units of scale 2 the teacher says -1, 1, 0 and the student 0, 1, 0: off by 1 in one of three.
+    report = compare_answers(_answers([[[1.0, -1.0]], [[3.0, -1.0]], [[1.0, 1.0]]]), SPEC)
+    assert report["mae"][0][0] == pytest.approx(1 / 3)
+    assert report["r2"] == [[pytest.approx(1 - 1 / 2), None]]
+    # Deviations (-1, 1, 0) and (-1/3, 2/3, -1/3): 1 / sqrt(2 * 2/3).
+    assert report["correlation"] == [[pytest.approx(np.sqrt(3) / 2), None]]
+    assert report["gripper_agreement"] == [pytest.approx(2 / 3)]
+    assert report["overall"]["gripper_agreement"] == pytest.approx(2 / 3)
+    json.dumps(report, allow_nan=False)
+
+
+def test_padding_does_not_count_against_the_demonstration():
+    teacher = np.zeros((2, 2, 2))
+    demo = np.stack([np.zeros((2, 2)), np.full((2, 2), 100.0)])
+    is_pad = np.array([[False, False], [True, True]])
+    report = compare_answers(_answers(teacher + 2.0, teacher, demo, is_pad), SPEC)
+    assert report["teacher_mae"] == [0.0, 0.0]
+    assert report["student_mae"] == [1.0, 2.0]
+    assert report["overall"]["r2"] is None, "a teacher that never moves cannot be followed"
+
+
+def test_features_are_compared_where_both_have_them():
+    generator = np.random.default_rng(0)
+    teacher = generator.normal(size=(200, 2, 8))
+    noisy = teacher + generator.normal(size=teacher.shape) * 0.5
+    chunk = np.zeros((200, 2, 2))
+    report = compare_answers(_answers(chunk, chunk, features=(teacher, noisy)), SPEC)
+    assert report["features"]["overall"] == pytest.approx(0.75, abs=0.03)
+    assert compare_answers(_answers(chunk, chunk, features=(teacher, None)), SPEC)["features"] is None
+
+
+def test_a_teacher_agrees_with_itself_on_a_recording(seer):
+    from demos_helpers import tiny_recording
+
+    run, _ = seer
+    root, _ = tiny_recording()
+    report = agreement(run, run, root, samples=20, batch_size=8)
+    assert report["n"] == 20
+    assert report["overall"] == pytest.approx({"mae": 0, "r2": 1, "correlation": 1, "gripper_agreement": 1})
+    assert report["features"]["overall"] == pytest.approx(1)
+    assert report["teacher_mae"] == report["student_mae"]
+    assert np.shape(report["mae"]) == (3, 4)
