@@ -367,64 +367,6 @@ def test_file_map_and_readme_name_every_folder():
 # --- rules
 
 
-LAYERS = {
-    "contracts": 0,
-    "conventions": 0,
-    "ema": 0,
-    "chunking": 0,
-    "demos": 1,
-    "vlm": 1,
-    "teacher": 2,
-    "vla": 3,
-    "training": 4,
-    "evaluation": 4,
-    "ablate": 5,
-    "cli": 5,
-}
-
-
-def test_imports_go_one_way():
-    root = PACKAGE.name
-    for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules = [node.module]
-            elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            for module in modules:
-                parts = module.split(".")
-                if parts[0] != root or len(parts) == 1:
-                    continue
-                assert LAYERS[parts[1]] <= LAYERS[own], f"{path.relative_to(PACKAGE)} imports {module}"
-                if parts[1] == "vlm" and own not in ("vlm", "cli"):
-                    light = own == "vla" and parts[2:] == ["paths"]
-                    assert light, (
-                        f"{path.name}: only vla may import the mini VLM's package, and only its paths"
-                    )
-
-
-NETWORKS = (
-    "vla/network.py",
-    "vla/action_modules.py",
-    "vla/align.py",
-    "vla/finetune.py",
-    "teacher/decoder.py",
-    "teacher/seer/network.py",
-)
-
-
-@pytest.mark.parametrize("file", NETWORKS)
-def test_networks_do_not_import_lerobot(file):
-    tree = ast.parse((PACKAGE / file).read_text())
-    modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    modules += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
-    assert not [module for module in modules if module.split(".")[0] in ("lerobot", "transformers")]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_pages_are_plain(page):
     text = page.read_text()
