@@ -176,7 +176,9 @@ def test_lerobot_flags_passed_through_our_verbs_exist(lerobot):
 
 def test_policy_flags_in_prose_are_fields(lerobot):
     known = {
-        f.name for kind in ("vita_vla", "seer") for f in dataclasses.fields(lerobot[1].get_choice_class(kind))
+        f.name
+        for kind in ("vita_vla", "seer", "act")
+        for f in dataclasses.fields(lerobot[1].get_choice_class(kind))
     }
     for page in PAGES:
         for name in re.findall(r"--policy\.(\w+)", page.read_text()):
