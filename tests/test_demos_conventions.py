@@ -75,9 +75,23 @@ def test_statistics_of_the_same_data_agree_and_of_other_data_do_not():
     state = stats()["observation.state"]
     assert compare_statistics(stats(), action_spec=spec, state_stats=state) == []
     found = compare_statistics(stats(scale=1.5), action_spec=spec, state_stats=state)
-    # y stays inside [-1, 1] and so keeps its scale; x and the gripper do not.
+    # y stays inside the decoder's [-1, 1]; x and the gripper do not.
     assert [line.split(":")[0] for line in found[:2]] == ["action 'x'", "action 'gripper'"]
     assert sum(line.startswith("observation.state[") for line in found) == 3
+
+
+def test_a_linear_decoder_is_compared_by_mean_and_spread():
+    action = stats()["action"]
+    spec = ActionSpec(("x", "y", "gripper"), tuple(action["mean"]), tuple(action["std"]))
+    assert compare_statistics(stats(), action_spec=spec, bounded=False) == []
+    assert len(compare_statistics(stats(scale=3.0), action_spec=spec, bounded=False)) == 3
+    assert len(compare_statistics(stats(), action_spec=spec)) == 1  # a tanh would not reach x's +-2
+
+
+def test_a_recording_in_other_units_is_refused_though_it_lies_inside():
+    metres = {key: np.asarray(value) / 1000 for key, value in stats()["action"].items()}
+    spec = ActionSpec.from_stats(("x", "y", "gripper"), stats()["action"])
+    assert len(compare_statistics({"action": metres}, action_spec=spec)) == 3
 
 
 def test_another_number_of_dimensions_is_one_difference():

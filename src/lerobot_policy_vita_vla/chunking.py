@@ -74,8 +74,8 @@ def check_chunking(chunk_size: int, n_action_steps: int, ensemble_coeff: float |
 class ObservationHistory:
     """The last H observations, stacked on a new axis after the batch: (B, H, ...).
 
-    Shorter histories are filled by repeating the first observation, which is what LeRobot's dataset does at an
-    episode's start.
+    Shorter histories are filled by repeating the first observation, which is what LeRobot's dataset does at
+    an episode's start.
 
     Args:
         n_obs_steps: H.

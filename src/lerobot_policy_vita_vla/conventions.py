@@ -40,8 +40,13 @@ PRIMARY_WORDS = frozenset(
 )
 
 STATISTICS_TOLERANCE = 0.01
-"""Our choice: a hundredth of an action range or of a state's standard deviation is far below control
-precision."""
+"""Our choice: a hundredth of a state's standard deviation is far below control precision."""
+
+ACTION_RANGE_TOLERANCE = 0.05
+"""Our choice: a later recording may reach a twentieth further than the one that set the scale."""
+
+NARROWEST_ACTION_RANGE = 0.1
+"""Our choice: data that uses less than a tenth of the decoder's range is in other units, not merely calm."""
 
 
 @dataclass
@@ -197,6 +202,7 @@ def compare_statistics(
     dataset_stats: Mapping[str, Mapping[str, Any]],
     *,
     action_spec: ActionSpec | None = None,
+    bounded: bool = True,
     state_stats: Mapping[str, Any] | None = None,
     tolerance: float = STATISTICS_TOLERANCE,
 ) -> list[str]:
@@ -205,32 +211,47 @@ def compare_statistics(
     Args:
         dataset_stats: LeRobot's dataset statistics.
         action_spec: What the model's decoder assumes about actions.
+        bounded: Whether the decoder ends in a tanh (Seer's does), so that an action beyond its scale cannot
+            be expressed at all. It must then cover the dataset's range, and the dataset use a good part of
+            it. A linear decoder (ACT's) must fit the dataset's mean and spread.
         state_stats: ``{"mean": (S,), "std": (S,)}`` with which the model standardises the state.
-        tolerance: Allowed difference, as a fraction of the action's range or the state's standard deviation.
+        tolerance: Allowed difference of the state, as a fraction of its standard deviation.
 
     Returns:
         One line per differing dimension; empty if they agree.
     """
     found: list[str] = []
     if action_spec is not None:
-        found += _action_differences(action_spec, dataset_stats["action"], tolerance)
+        found += _action_differences(action_spec, dataset_stats["action"], bounded)
     if state_stats is not None:
         found += _state_differences(state_stats, dataset_stats["observation.state"], tolerance)
     return found
 
 
-def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], tolerance: float) -> list[str]:
+def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: bool) -> list[str]:
     dims = np.size(stats["min"])
     if dims != spec.dim:
         return [f"action: the model gives {spec.dim} numbers, the dataset has {dims}"]
-    here = ActionSpec.from_stats(
-        spec.names, dict(stats), gripper_dims=spec.gripper_dims, gripper_kind=spec.gripper_kind
+    offset, scale = np.asarray(spec.offset), np.asarray(spec.scale)
+    # The dataset in the decoder's own units; the same data gives -1..1 (bounded) or mean 0 and std 1.
+    low, high, mean = (
+        (np.ravel(np.asarray(stats[key], dtype=np.float64)) - offset) / scale
+        for key in ("min", "max", "mean")
     )
+    constant = high <= low
+    if bounded:
+        reach = 1.0 + 2 * ACTION_RANGE_TOLERANCE
+        differs = (low < -reach) | (high > reach) | (~constant & (high - low < 2 * NARROWEST_ACTION_RANGE))
+        here = [f"[{o - s:.4g}, {o + s:.4g}]" for o, s in zip(offset, scale, strict=True)]
+    else:
+        std = np.ravel(np.asarray(stats["std"], dtype=np.float64)) / scale
+        differs = ~constant & ((np.abs(mean) > 1.0) | (std > 2.0) | (std < 0.5))
+        here = [f"mean {o:.4g} and spread {s:.4g}" for o, s in zip(offset, scale, strict=True)]
+    data = np.ravel(np.asarray(stats["min"], dtype=np.float64)), np.ravel(np.asarray(stats["max"]))
     return [
-        f"action {name!r}: the model scales it to [{o - s:.4g}, {o + s:.4g}], "
-        f"the dataset to [{p - r:.4g}, {p + r:.4g}]"
-        for name, o, s, p, r in zip(spec.names, spec.offset, spec.scale, here.offset, here.scale, strict=True)
-        if max(abs((o - s) - (p - r)), abs((o + s) - (p + r))) > tolerance * 2 * s
+        f"action {spec.names[i]!r}: the model is scaled to {here[i]}, the dataset reaches from "
+        f"{data[0][i]:.4g} to {data[1][i]:.4g}"
+        for i in np.flatnonzero(differs)
     ]
 
 

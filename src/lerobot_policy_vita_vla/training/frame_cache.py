@@ -142,7 +142,7 @@ def cache_refusal(dataset: Dataset, limit_gib: float) -> str | None:
         return "language columns need LeRobot's own collate function"
     gib = sum(np.prod(meta.features[k]["shape"]) for k in meta.camera_keys) * len(dataset) / 2**30
     if gib > limit_gib:
-        return f"its pictures take {gib:.1f} GiB, more than the limit of {limit_gib:.1f} GiB (--cache-gib)"
+        return f"its pictures take {gib:.1f} GiB, more than half of what is free ({limit_gib:.1f} GiB)"
     return None
 
 
@@ -172,7 +172,10 @@ class FrameCacheAccelerator(Accelerator):
                 collate_fn=_already_collated,
             )
         else:
-            logger.info("frame cache off: %s; using LeRobot's loader", refusal)
+            logger.info(
+                "frame cache off: %s. LeRobot's loader takes over; give it processes: --num_workers=4",
+                refusal,
+            )
         return super().prepare_data_loader(data_loader, *args, **kwargs)
 
 

@@ -71,7 +71,9 @@ def check_teacher(
     if state is not None and state.shape[0] != teacher.state_dim:
         problems.append(f"it reads a state of {teacher.state_dim} numbers, the data has {state.shape[0]}")
     if not problems and "action" in (dataset_stats or {}):
-        problems = compare_statistics(dataset_stats, action_spec=teacher.action_spec)
+        problems = compare_statistics(
+            dataset_stats, action_spec=teacher.action_spec, bounded=_is_bounded(teacher.decoder.config())
+        )
     if (taught_on := getattr(teacher, "recording", None)) and config.recording:
         problems += RecordingInfo.from_dict(config.recording).picture_differences(taught_on)
     if problems:
@@ -88,9 +90,13 @@ def check_decoder_scale(config: VitaVLAConfig, dataset_stats: Mapping[str, Mappi
     if dataset_stats is None or "action" not in dataset_stats:
         return
     spec = ActionSpec.from_dict(config.decoder["spec"])
-    if problems := compare_statistics(dataset_stats, action_spec=spec):
+    if problems := compare_statistics(dataset_stats, action_spec=spec, bounded=_is_bounded(config.decoder)):
         raise ValueError(
             "the student's decoder and this dataset scale actions differently: "
             + "; ".join(problems)
             + ". Continue on the dataset it was aligned on, or start a new teacher and student"
         )
+
+
+def _is_bounded(decoder: Mapping[str, Any]) -> bool:
+    return decoder["kind"] == "seer"
