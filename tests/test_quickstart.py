@@ -1,8 +1,12 @@
 """The quickstart's steps: done once, again when their inputs change, never silently half done."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from vita_vla_cli import steps as runner
@@ -98,3 +102,18 @@ def test_nothing_outside_the_run_folder_is_removed(tmp_path):
     with pytest.raises(AssertionError):
         runner._remove(tmp_path / "run", [outside])
     assert outside.exists()
+
+
+def test_a_kill_ends_the_running_step_and_says_what_is_kept(tmp_path):
+    command = [sys.executable, "-m", "vita_vla_cli", "quickstart", "--fast", "--run", str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = []
+    while not children and parent.poll() is None:
+        time.sleep(0.05)
+        children = psutil.Process(parent.pid).children(recursive=True)
+    parent.send_signal(signal.SIGTERM)
+    _, shown = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "interrupted" in shown and "the same command continues" in shown and "Traceback" not in shown
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive

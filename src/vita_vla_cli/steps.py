@@ -161,16 +161,22 @@ def _watch(child: subprocess.Popen, log: Path, start: float) -> int:
                     line = f"  {_duration(time.monotonic() - start)}  {newest}"[: columns - 1]
                     print(f"\r{line:<{columns - 1}}", end="", flush=True)
     except KeyboardInterrupt:
-        # The terminal has interrupted the child as well; give it time to close its files.
-        try:
-            child.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        _end(child)
         raise
     finally:
         if live:
             print("\r" + " " * (columns - 1) + "\r", end="", flush=True)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Let an interrupted step close its files; a terminal's Ctrl-C has reached it already, a kill has not."""
+    for ask, seconds in ((lambda: None, 3), (child.terminate, 15), (child.kill, None)):
+        ask()
+        try:
+            child.wait(timeout=seconds)
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _tail(path: Path, lines: int) -> list[str]:
