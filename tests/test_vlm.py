@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from lerobot_policy_vita_vla.vlm import captions, describe, objective, paths
 from lerobot_policy_vita_vla.vlm import pretrain as recipe_module
 from lerobot_policy_vita_vla.vlm import scenes as scenes_module
+from lerobot_policy_vita_vla.vlm.card import model_card
 from lerobot_policy_vita_vla.vlm.model import END, IMAGE, MiniVLMSize, build_model, build_processor, chat
 from lerobot_policy_vita_vla.vlm.pretrain import Recipe
 
@@ -260,6 +261,18 @@ def test_recipe_writes_a_folder_that_the_auto_classes_load(tmp_path, monkeypatch
     assert json.loads((tmp_path / "vlm" / recipe_module.RECORD).read_text()) == json.loads(json.dumps(record))
     assert "--tasks reach" in record["command"] and "--steps 2" in record["command"]
     assert isinstance(describe.describe(np.zeros((96, 96, 3), np.uint8), vlm=(model, processor)), str)
+    second = recipe_module.pretrain(
+        tmp_path / "vlm2",
+        tasks="reach",
+        steps=1,
+        seed=1,
+        threads=1,
+        scenes_file=tmp_path / "s.npz",
+        start=tmp_path / "vlm",
+    )
+    assert second["started_from"]["sha256"] == record["sha256"] != second["sha256"]
+    card = (tmp_path / "vlm2" / "README.md").read_text()
+    assert record["command"] in card and second["command"] in card
     with pytest.raises(ValueError, match="delete it or name another"):
         recipe_module.pretrain(tmp_path / "vlm", tasks="push", steps=1, scenes_file=tmp_path / "s.npz")
 
@@ -280,6 +293,9 @@ def test_shipped_folder_is_small_and_matches_its_card():
     assert record["sha256"] in (folder / "README.md").read_text()
     assert json.loads(RESULTS.read_text()) == record
     assert record["tasks"] == TASKS
+    # The recipe in the code is the recipe of the weights, and the card is what the code writes of the record.
+    assert record["recipe"] == asdict(Recipe())
+    assert (folder / "README.md").read_text() == model_card(record)
 
 
 def test_shipped_vlm_is_a_small_smolvlm_without_our_code(shipped):
@@ -305,3 +321,12 @@ def test_shipped_vlm_looks_at_the_picture(shipped, rendered):
     answers = describe.say(list(rendered.images), ["describe the scene"] * len(rendered), vlm=shipped)
     drawers = ["drawer handle" in answer for answer in answers]
     assert drawers == (rendered.tasks == 1).tolist()
+
+
+def test_blind_speaker_errs_by_the_spread_of_the_scenes():
+    scenes = synthetic_scenes()
+    blind = describe.constant_errors(scenes, scenes)["tasks"]["drawer-open-v3"]
+    points = scenes.points[scenes.tasks == 0][:, 3]
+    expected = 100 * np.abs(points - np.median(points, axis=0)).mean()
+    assert blind["goal"]["mae_cm"] == pytest.approx(expected, abs=1e-3)
+    assert "second" not in blind

@@ -113,6 +113,26 @@ def position_errors(scenes: Scenes, *, vlm: tuple[Any, Any] | None = None) -> di
     }
 
 
+def constant_errors(training: Scenes, held_out: Scenes) -> dict[str, Any]:
+    """The same errors for a blind speaker, who always says the task's median training position.
+
+    What `position_errors` is to be compared with: scenes vary by a few centimetres only, so an error of 2 cm
+    may mean that nothing was seen.
+
+    Returns:
+        ``points`` and ``tasks`` as in `position_errors`.
+    """
+    errors = np.full((len(held_out), len(POINTS)), np.nan)
+    for task, name in enumerate(held_out.task_names):
+        rows = held_out.tasks == task
+        median = np.median(training.points[training.tasks == task], axis=0)
+        due = [word is not None for word in scene_names(name)]
+        errors[np.ix_(rows, due)] = 100 * np.abs(held_out.points[rows] - median).mean(-1)[:, due]
+    names = held_out.task_names
+    tasks = {name: _summary(errors[held_out.tasks == task]) for task, name in enumerate(names)}
+    return {"points": _summary(errors), "tasks": tasks}
+
+
 def _summary(errors: np.ndarray) -> dict[str, dict[str, float]]:
     summary = {}
     for point, column in zip(POINTS, errors.T, strict=True):

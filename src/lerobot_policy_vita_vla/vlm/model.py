@@ -6,9 +6,9 @@ distils into it is the code that distils into a large one. The prompt of one pic
     <|im_start|> user: <fake_token_around_image> <global-img> <image> x 36 <fake_token_around_image> open a
     drawer <end_of_utterance> \n assistant:
 
-Sizes are our choice, made on two CPU cores: 96 px in patches of 8 px give 144 patches, which the connector
-folds 2 x 2 into 36 image tokens of 16 px. Patches of 12 px with 16 image tokens lost small goal markers
-(about 3 px wide).
+Sizes are our choice: 96 px in patches of 8 px give 144 patches, which the connector folds 2 x 2 into 36
+image tokens. Small patches because what matters is small (a goal marker is about 3 px wide); a small network
+because students run it on two CPU cores, where 64 pictures with their prompts take about 0.1 s in bfloat16.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from torch import nn
 
 from lerobot_policy_vita_vla.demos.suite import resolve_tasks
 from lerobot_policy_vita_vla.vlm.card import model_card
-from lerobot_policy_vita_vla.vlm.describe import load_vlm, position_errors
+from lerobot_policy_vita_vla.vlm.describe import constant_errors, load_vlm, position_errors
 from lerobot_policy_vita_vla.vlm.model import MiniVLMSize, build_model, build_processor
 from lerobot_policy_vita_vla.vlm.objective import CaptionData, Losses, PositionHeads, losses, to_pixels
+from lerobot_policy_vita_vla.vlm.paths import check_vlm_folder
 from lerobot_policy_vita_vla.vlm.scenes import Scenes, collect
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Recipe:
             positions would be wrong.
     """
 
-    steps: int = 1600
+    steps: int = 1000
     batch_size: int = 32
     lr: float = 1.2e-3
     warmup_fraction: float = 0.05
@@ -69,6 +70,7 @@ def pretrain(
     workers: int = 1,
     threads: int = 2,
     scenes_file: Path | str | None = None,
+    start: Path | str | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Make a mini VLM from nothing and write it to a folder.
@@ -85,6 +87,7 @@ def pretrain(
         workers: Processes that render.
         threads: Torch threads. Part of what a run is repeatable for.
         scenes_file: Where to keep the scenes (.npz, about 0.7 GB by default); read if it is there already.
+        start: Folder of a mini VLM to go on from, with a fresh schedule; from random weights if None.
         command: The command line to print in the record; made up from the arguments if None.
 
     Returns:
@@ -99,7 +102,11 @@ def pretrain(
     command = command or (
         f"vita-vla vlm pretrain --out {out} --tasks {tasks} --seed {seed} --steps {recipe.steps} "
         f"--resets {resets} --frames {frames} --threads {threads}"
+        + (f" --scenes-file {scenes_file}" if scenes_file else "")
+        + (f" --start {start}" if start else "")
     )
+    earlier = None if start is None else json.loads((check_vlm_folder(Path(start)) / RECORD).read_text())
+    rendered = scenes_file is None or not Path(scenes_file).exists()
     started = time.monotonic()
     scenes = _scenes(names, scenes_file, resets=resets, frames=frames, seed=seed, workers=workers)
     training, held_out = scenes.split()
@@ -110,7 +117,7 @@ def pretrain(
 
     torch.set_num_threads(threads)
     log = _ProgressLog(recipe.steps)
-    model, processor = train(training, recipe=recipe, size=size, seed=seed, on_step=log)
+    model, processor = train(training, recipe=recipe, size=size, seed=seed, start=start, on_step=log)
     trained = time.monotonic()
     save(model, processor, out)
 
@@ -120,13 +127,19 @@ def pretrain(
     record = {
         "command": command,
         "seed": seed,
+        "threads": threads,
         "tasks": names,
         "scenes": {"training": len(training), "held_out": len(held_out), "resets_per_task": resets},
         "recipe": asdict(recipe),
         "size": {**asdict(size), "parameters": parameters},
-        "seconds": {"scenes": round(collected - started), "training": round(trained - collected)},
+        "seconds": {
+            "scenes": round(collected - started) if rendered else None,
+            "training": round(trained - collected),
+        },
         "held_out": errors,
+        "held_out_constant": constant_errors(training, held_out),
         "losses": log.history,
+        "started_from": earlier,
         "sha256": sha256(out / "model.safetensors"),
         "versions": _versions(),
     }
@@ -142,6 +155,7 @@ def train(
     recipe: Recipe,
     size: MiniVLMSize,
     seed: int,
+    start: Path | str | None = None,
     on_step: Callable[[int, Losses], None] | None = None,
 ) -> tuple[Any, Any]:
     """Train a mini VLM on scenes.
@@ -149,8 +163,9 @@ def train(
     Args:
         scenes: What to learn from.
         recipe: Numbers of the run.
-        size: Sizes of the network.
+        size: Sizes of the network; not looked at with `start`.
         seed: Of the weights, the order of the scenes and their light.
+        start: Folder of a mini VLM to go on from; random weights if None.
         on_step: Called after every step with the number of steps done and their losses.
 
     Returns:
@@ -158,11 +173,14 @@ def train(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    processor = build_processor(size)
-    model = build_model(processor, size)
+    if start is None:
+        processor = build_processor(size)
+        model = build_model(processor, size)
+    else:
+        model, processor = load_vlm(Path(start))
     # On CPU the fused kernels' backward pass is about 1.5 times slower than plain matrix products.
     model.set_attn_implementation("eager")
-    heads = PositionHeads(size.text_width, size.image_tokens)
+    heads = PositionHeads(model.config.text_config.hidden_size, processor.image_seq_len)
     data = CaptionData(scenes, processor)
     parameters = [*model.parameters(), *heads.parameters()]
     groups = [
@@ -204,6 +222,8 @@ def save(model, processor, out: Path) -> None:
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     rounded.set_attn_implementation("sdpa")
     rounded.save_pretrained(out)
+    # Written for the owner alone; inside a package everybody has to read it.
+    (out / "model.safetensors").chmod(0o644)
     processor.save_pretrained(out)
 
 
