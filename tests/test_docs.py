@@ -347,7 +347,7 @@ def test_generated_parts_are_current():
 
 
 def test_result_tables_show_what_is_there_and_say_what_is_not():
-    key, unknown = "quickstart.teacher.success_rate", "later.number"
+    key, unknown = "a.teacher", "later.number"
     entry = {"value": 0.9, "n": 40, "low": 0.77, "high": 0.96, "command": "a | b", "date": "2026-01-02"}
     text = readme_tables.results_text({key: entry, unknown: {"value": 12345.6}})
     assert "| teacher (Seer, preset tiny) | 0.9 | 0.77 - 0.96 | 40 | `a \\| b` (2026-01-02) |" in text
