@@ -198,7 +198,9 @@ def _play(pool: WorkerPool, predictor: ChunkPredictor | None, plan: BatchPlan, r
     for slot in pool.slots:
         start(slot, None)
     while running:
-        for kind, slot, content in pool.receive(block=not waiting):
+        # A call costs the same full or not: half of the episodes may as well wait while the others simulate.
+        enough = min(plan.rows, (len(running) + 1) // 2)
+        for kind, slot, content in pool.receive(block=len(waiting) < enough):
             if kind == "observation":
                 waiting.append((slot, content))
             elif kind == "finished":
@@ -207,7 +209,7 @@ def _play(pool: WorkerPool, predictor: ChunkPredictor | None, plan: BatchPlan, r
                 start(slot, episode.task)
             else:
                 record.set_renderer(*content)
-        if waiting:
+        if len(waiting) >= enough:
             rows, waiting = _next_batch(waiting, plan)
             if plan.stochastic:
                 slot = rows[0][0]
