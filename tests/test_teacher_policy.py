@@ -38,7 +38,7 @@ def train_steps(policy, n=3, seed=0):
     [
         {},
         {"n_obs_steps": 2, "cameras": TWO_CAMERAS, "foresight_weight": 0.1, "foresight_tokens": 4},
-        {"dtype": "bfloat16", "image_shift_px": 2},
+        {"dtype": "bfloat16", "image_shift_px": 2, "conv_layers": 4},
     ],
 )
 def test_gradient_reaches_every_trainable_parameter(settings):

@@ -50,7 +50,9 @@ def build_network(config: SeerConfig, *, load_pretrained: bool) -> SeerNetwork:
             state_dim=config.state_dim, gripper_dims=config.gripper_state_dims, width=config.width
         )
     else:
-        image = ConvImageEncoder(text_dim=instruction.dim, image_size=config.image_size)
+        image = ConvImageEncoder(
+            text_dim=instruction.dim, image_size=config.image_size, n_layers=config.conv_layers
+        )
         state = mlp_state_encoder(state_dim=config.state_dim, width=config.width)
     foresight = None
     if config.foresight_weight > 0:
