@@ -63,6 +63,14 @@ def test_full_disk_and_strange_settings_are_noticed(monkeypatch, tmp_path):
     assert doctor.check_bytecode().status == doctor.WARN
 
 
+def test_threads_against_cores_and_load(monkeypatch):
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    assert doctor.check_threads({"threads": 1}).status == doctor.OK
+    assert "OMP_NUM_THREADS" in doctor.check_threads({"threads": 4096}).fix
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (4096.0, 0.1, 0.1))
+    assert "OMP_NUM_THREADS=1" in doctor.check_threads({"threads": 1}).fix
+
+
 def test_table_puts_the_fix_below_the_problem_and_the_exit_code_follows(monkeypatch, capsys):
     report = [
         doctor.Check("good", doctor.OK, "fine"),

@@ -189,6 +189,11 @@ def check_threads(child: dict | str) -> Check:
     found = f"{cores} cores, torch uses {child['threads']}"
     if child["threads"] > cores:
         return Check("threads", WARN, found, f"export OMP_NUM_THREADS={cores}")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 1.5 * cores:
+        # torch's threads wait for each other at every operation: one that is not scheduled stalls all.
+        busy = f"{found}; other programs keep {load:.1f} cores busy"
+        return Check("threads", WARN, busy, "wait for them, or export OMP_NUM_THREADS=1")
     return Check("threads", OK, found)
 
 
