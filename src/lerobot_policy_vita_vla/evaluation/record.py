@@ -131,7 +131,6 @@ class RunRecord:
         self._bar.close()
         if not self._episodes:
             return
-        played = len(self._episodes) - self._earlier
         before = (
             results.read_result(self.folder)["seconds"]
             if (self.folder / results.RESULT_FILE).is_file()
@@ -143,7 +142,7 @@ class RunRecord:
             "episodes": len(self._episodes),
             **results.summarise(self._episodes),
             "seconds": round(before + seconds, 2),
-            "episodes_per_hour": round(3600 * played / seconds, 1) if played else None,
+            "episodes_per_hour": round(3600 * len(self._episodes) / (before + seconds), 1),
         }
         results.write_json(self.folder / results.RESULT_FILE, self.result)
 
