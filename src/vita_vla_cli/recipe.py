@@ -40,17 +40,17 @@ class Recipe:
 
     tasks: tuple[str, ...] = (
         "button-press-topdown-v3",
-        "drawer-open-v3",
-        "door-open-v3",
-        "window-open-v3",
+        "door-unlock-v3",
+        "handle-press-v3",
         "plate-slide-v3",
+        "window-open-v3",
     )
     episodes_per_task: int = 60
     observation_size: int = 96
     quality: str = "light"
     episode_length: int = 200
     workers: int = 2
-    teacher_steps: int = 900
+    teacher_steps: int = 2000
     align_steps: int = 300
     finetune_steps: int = 300
     teacher_batch: int = 64

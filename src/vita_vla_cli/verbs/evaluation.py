@@ -161,7 +161,6 @@ def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder
     if args.demos is None:
         raise ValueError("--agreement needs --demos ROOT: predictions are compared on recorded observations")
     from lerobot_policy_vita_vla.evaluation.agreement import agreement
-
     from lerobot_policy_vita_vla.evaluation.results import write_json
 
     report = {
