@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from vita_vla_cli import training_line
+from vita_vla_cli.environment import fast_dtype
 from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
 
@@ -93,7 +94,11 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         "--seed", type=int, default=FULL.seed, help=f"of weights and data order (default: {FULL.seed})"
     )
     p.add_argument("--device", help="cpu, cuda, mps (default: the best one there is)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision (default: the policy's own)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help=f"precision (default: the faster one on the device {small}, else the policy's own)",
+    )
     p.add_argument(
         "--no-cache", action="store_true", help="read frames from disk instead of keeping them in memory"
     )
@@ -156,7 +161,7 @@ def _fresh(name: str, args: argparse.Namespace) -> list[str]:
         start=start,
         lr=args.lr if args.lr is not None or not small else lr,
         device=args.device,
-        dtype=args.dtype,
+        dtype=args.dtype or (fast_dtype(args.device) if small else None),
         extra=[*(f for f in flags if small and f.split("=", 1)[0] not in given), *args.extra],
     )
 

@@ -96,7 +96,7 @@ class SeerConfig(PreTrainedConfig):
     resampler_queries: int | None = None
     foresight_tokens: int | None = None
     image_size: int | None = None
-    conv_layers: int = 3
+    conv_layers: int = 4
     vision_encoder: str = "facebook/vit-mae-base"
     text_encoder: str = "openai/clip-vit-base-patch32"
     vision_config: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Five Meta-World tasks in which seeing matters: teacher, align-only, only-finetune and two-stage (the
+# quickstart itself), and three teachers that lack an input, all on one manifest of 100 episodes.
+#
+# Hardware: two CPU cores with AMX, no GPU. Wall time: about 13 min for the quickstart and 5 min per baseline.
+# Expected: results/five_tasks/ and the keys a.* of results/summary.json. Continues where it was stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RUN=${RUN:-work/quickstart}
+VITA=.venv/bin/vita-vla
+
+make --no-print-directory quickstart RUN="$RUN"
+
+baseline() {  # LABEL FLAG...: a teacher that lacks an input, same recipe and budget
+  local label=$1
+  shift
+  [ -e "$RUN/$label/checkpoints/last" ] || $VITA teacher --demos "$RUN/demos" --out "$RUN/$label" "$@"
+}
+baseline blind_teacher --policy.use_images=false
+baseline state_only --policy.use_images=false --policy.use_instruction=false
+baseline no_instruction --policy.use_instruction=false
+$VITA eval "$RUN/blind_teacher" "$RUN/state_only" "$RUN/no_instruction" --run "$RUN"
+
+.venv/bin/python scripts/publish.py "$RUN" results/five_tasks --command "bash runs/five_tasks.sh" \
+  a.teacher=teacher a.align_only=align a.only_finetune=only_finetune a.two_stage=finetune \
+  a.blind_teacher=blind_teacher a.state_only=state_only a.no_instruction=no_instruction
+.venv/bin/python scripts/readme_tables.py
