@@ -31,8 +31,8 @@ def prepare(*, online: bool = False) -> None:
 def fast_dtype(device: str | None = None) -> str:
     """The precision in which small networks train fastest on a device.
 
-    bfloat16 is faster where the processor multiplies it natively (AMX or AVX-512 on x86) and many times slower
-    where it is emulated.
+    bfloat16 is faster where the processor multiplies it natively (AMX or AVX-512 on x86) and many times
+    slower where it is emulated.
 
     Args:
         device: As for LeRobot; None is a CUDA device where there is one, otherwise the CPU.
