@@ -210,8 +210,11 @@ def test_features_are_compared_where_both_have_them():
     assert compare_answers(_answers(chunk, chunk, features=(teacher, None)), SPEC)["features"] is None
 
 
-def test_a_teacher_agrees_with_itself_on_a_recording(seer):
+def test_a_teacher_agrees_with_itself_on_a_recording(seer, monkeypatch):
     from demos_helpers import tiny_recording
+
+    # An untrained teacher says nearly the same to everything, which would count as constant.
+    monkeypatch.setattr("lerobot_policy_vita_vla.evaluation.agreement.SMALLEST_SPREAD", 0.0)
 
     run, _ = seer
     root, _ = tiny_recording()
@@ -221,3 +224,12 @@ def test_a_teacher_agrees_with_itself_on_a_recording(seer):
     assert report["features"]["overall"] == pytest.approx(1)
     assert report["teacher_mae"] == report["student_mae"]
     assert np.shape(report["mae"]) == (3, 4)
+
+
+def test_a_constant_answer_with_noise_has_no_share_of_variance():
+    from lerobot_policy_vita_vla.evaluation.agreement import _r2
+
+    rng = np.random.default_rng(0)
+    moving, still = rng.normal(size=(50, 1)), 0.99 + 1e-3 * rng.normal(size=(50, 1))
+    found = _r2(np.hstack([moving, still]), np.hstack([moving, np.ones((50, 1))]))
+    assert found[0] == 1 and np.isnan(found[1])

@@ -24,6 +24,10 @@ SAMPLES = 512
 STATE = "observation.state"
 
 
+SMALLEST_SPREAD = 0.01
+"""Scaled action units, a hundredth of half a dimension's range: what varies less counts as constant."""
+
+
 class Answers(NamedTuple):
     """What both said about n observations.
 
@@ -185,7 +189,8 @@ def _ask(teacher, policy, preprocess, postprocess, batches: Iterator[dict[str, A
         names = [key for key in batch if key.startswith("observation.") and not key.endswith("_is_pad")]
         seen = {key: batch[key] for key in ("task", *names)}
         seen |= {key: value.to(device) for key, value in seen.items() if torch.is_tensor(value)}
-        cameras = match_cameras(
+        # A student knows from alignment which camera is which.
+        cameras = getattr(policy.config, "teacher_cameras", None) or match_cameras(
             teacher.cameras, [key for key in names if key.startswith("observation.image")]
         )
         for_teacher = {**seen, **{want: seen[have] for want, have in cameras.items()}}
@@ -227,13 +232,19 @@ def _has_frames(key: str, value: Any) -> bool:
 def _r2(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     total = ((reference - reference.mean(0)) ** 2).sum(0)
     residual = ((reference - other) ** 2).sum(0)
-    return np.where(total > 1e-9, 1 - residual / np.maximum(total, 1e-9), np.nan)
+    return np.where(_varies(reference), 1 - residual / np.maximum(total, 1e-9), np.nan)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    varies = _varies(a) & _varies(b)
     a, b = a - a.mean(0), b - b.mean(0)
     norm = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.where(norm > 1e-9, (a * b).sum(0) / np.maximum(norm, 1e-9), np.nan)
+    return np.where(varies, (a * b).sum(0) / np.maximum(norm, 1e-9), np.nan)
+
+
+def _varies(values: np.ndarray) -> np.ndarray:
+    # A gripper that never moves is regressed to a constant with some noise, which nobody has to explain.
+    return values.std(0) > SMALLEST_SPREAD
 
 
 def _mean(table: np.ndarray) -> float | None:
