@@ -205,6 +205,25 @@ class Teacher(Protocol):
         ...
 
 
+def check_loss(loss: Tensor, batch: dict[str, Any]) -> None:
+    """Raise ValueError for a loss that is NaN or infinite, naming the column of the batch that is to blame.
+
+    Going on would only write NaN into every weight, and checkpoints of them.
+    """
+    if bool(loss.isfinite().all()):
+        return
+    floats = {key: v for key, v in batch.items() if hasattr(v, "is_floating_point") and v.is_floating_point()}
+    if bad := sorted(key for key, value in floats.items() if not bool(value.isfinite().all())):
+        raise ValueError(
+            f"the dataset has values of {bad} that are NaN or infinite; `vita-vla demos check <its folder>` "
+            "lists the episodes and how to remove them"
+        )
+    raise ValueError(
+        "the loss became NaN or infinite although the data is finite: the training diverged. Lower the "
+        "learning rate (--policy.lr=...), or train in float32 (--policy.dtype=float32)"
+    )
+
+
 def check_shape(name: str, tensor: Tensor, *expected: int | None) -> None:
     """Raise ValueError unless ``tensor.shape`` equals ``expected`` (None matches any size).
 

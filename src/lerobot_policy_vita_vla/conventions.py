@@ -147,11 +147,19 @@ def camera_role(key: str) -> str | None:
     return "primary" if words & PRIMARY_WORDS else None
 
 
-def match_cameras(expected: Sequence[str], available: Sequence[str]) -> dict[str, str]:
+def match_cameras(
+    expected: Sequence[str], available: Sequence[str], *, flag: str = "--rename_map"
+) -> dict[str, str]:
     """Find each camera a policy expects among those that data or an environment offers.
 
     Tried in this order, and only where the answer is unique: the same key, the same last part of the key
     (``observation.images.front`` and ``observation.front``), the same role (`camera_role`).
+
+    Args:
+        expected: Camera keys of a policy.
+        available: Camera keys of data, an environment or a robot.
+        flag: What settles a doubt: LeRobot's ``--rename_map`` (available: expected), or a flag that takes the
+            answer of this function (expected: available).
 
     Returns:
         Expected key -> available key; no available camera is used twice.
@@ -171,10 +179,13 @@ def match_cameras(expected: Sequence[str], available: Sequence[str]) -> dict[str
                 found[key] = candidates[0]
     if missing := [key for key in expected if key not in found]:
         spare = [key for key in available if key not in found.values()]
-        example = json.dumps({(spare or list(available) or ["<your camera>"])[0]: missing[0]})
+        guess = (spare or list(available) or ["<your camera>"])[0]
+        renames = flag == "--rename_map"
+        example = json.dumps({guess: missing[0]} if renames else {**found, missing[0]: guess})
         raise ValueError(
             f"cannot tell which camera is {missing}: the policy expects {list(expected)}, available are "
-            f"{list(available)}. Say it with --rename_map='{example}' (available name: expected name)"
+            f"{list(available)}. Say it with {flag}='{example}' "
+            f"({'available name: expected name' if renames else 'expected name: available name'})"
         )
     return found
 

@@ -26,7 +26,7 @@ def explain(error: BaseException, *, kept: str = "", memory_hint: str = "") -> t
         first = (str(error).strip() or "the memory of this machine is used up").splitlines()[0]
         hint = f"\n{memory_hint}" if memory_hint else ""
         return f"error: out of memory: {first}{hint}{kept_line}", USER_ERROR
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _is_full_disk(error):
         return f"error: {_disk(error)}{kept_line}", USER_ERROR
     if isinstance(error, ValueError | FileNotFoundError | FileExistsError):
         return f"error: {_text(error)}{_offline_hint(error)}", USER_ERROR
@@ -50,10 +50,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _disk(error: OSError) -> str:
-    if error.strerror and error.strerror != os.strerror(error.errno):
+def _is_full_disk(error: BaseException) -> bool:
+    # Weights are written by a library that reports it as an error of its own, in words.
+    no_space = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return no_space or os.strerror(errno.ENOSPC).lower() in str(error).lower()
+
+
+def _disk(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.strerror != os.strerror(error.errno):
         return error.strerror  # one of ours: it knows what was being written
-    path = Path(error.filename) if error.filename else Path.cwd()
+    name = getattr(error, "filename", None)
+    path = Path(name) if name else Path.cwd()
     existing = next((p for p in (path.absolute(), *path.absolute().parents) if p.exists()), Path("/"))
     usage = shutil.disk_usage(existing)
     free, total = usage.free / 2**30, usage.total / 2**30

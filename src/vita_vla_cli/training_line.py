@@ -10,6 +10,7 @@ Nothing is hidden in a verb: what it adds to these is the list `COMMON`, each en
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ COMMON = (
     "--policy.push_to_hub=false",
     "--wandb.enable=false",
 )
+PRIVILEGED_STATE = "observation.environment_state"
 SAVE_ONLY_AT_END_BELOW = 5_000
 LOG_LINES = 50
 STAGES = ("finetune", "only_finetune", "freeze_vlm")
+DATASET_PARTS = ("meta/stats.json", "meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet")
 TRAIN_CONFIG = "checkpoints/last/pretrained_model/train_config.json"
 
 
@@ -78,7 +81,9 @@ def compose(
             "seer",
         )  # ACT and others have no preset, and other names
         kind = {"type": "seer"} if other_type else {"type": "seer", "preset": preset}
-        policy = kind | ({"device": device} if other_type else policy)
+        policy = kind | (
+            {"device": device, "input_features": _robots_inputs(demos)} if other_type else policy
+        )
     elif start is not None:
         policy = {"path": start, "stage": stage, "teacher_path": teacher} | policy
     else:
@@ -112,11 +117,24 @@ def check_extra(extra: Sequence[str]) -> None:
 
 
 def dataset_folder(path: Path) -> Path:
-    """Check that a folder holds a LeRobotDataset."""
+    """Check that a folder holds a LeRobotDataset with all its parts.
+
+    LeRobot answers a missing part by asking the hub for the dataset, whose error says nothing about it.
+    """
     if not (path / "meta" / "info.json").is_file():
+        if path.with_name(path.name + ".recording").is_dir():
+            raise ValueError(
+                f"--demos {path}: its recording has not finished (there is {path}.recording); the command "
+                "that started it, given again, continues it"
+            )
         raise ValueError(
             f"--demos {path}: no LeRobotDataset there (meta/info.json is missing). Record one:\n"
             f"  vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root {path}"
+        )
+    if missing := [part for part in DATASET_PARTS if not any(path.glob(part))]:
+        raise ValueError(
+            f"--demos {path}: the dataset is incomplete, {', '.join(missing)} missing. Its recording was not "
+            f"finished, or not all of it was copied; what is wrong with it:\n  vita-vla demos check {path}"
         )
     return path
 
@@ -153,6 +171,25 @@ def checkpoint_folder(
     else:
         problem = "no such folder (a model of the hub needs --online)"
     raise ValueError(f"{flag} {path}: {problem}. Make one:\n  {fix}")
+
+
+def _robots_inputs(demos: Path) -> str | None:
+    """Inputs of a policy that would else read everything: all that a robot has too, as JSON.
+
+    None where the dataset holds nothing else. Seer leaves the simulator's state out by itself.
+    """
+    info = demos / "meta" / "info.json"
+    features = json.loads(info.read_text())["features"] if info.is_file() else {}
+    if PRIVILEGED_STATE not in features:
+        return None
+    inputs = {}
+    for key, feature in features.items():
+        if feature["dtype"] in ("image", "video"):
+            height, width, channels = feature["shape"]
+            inputs[key] = {"type": "VISUAL", "shape": [channels, height, width]}
+        elif key.startswith("observation.") and key != PRIVILEGED_STATE:
+            inputs[key] = {"type": "STATE", "shape": list(feature["shape"])}
+    return json.dumps(inputs)
 
 
 def _name(flag: str) -> str:

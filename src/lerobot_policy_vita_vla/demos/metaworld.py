@@ -163,14 +163,11 @@ class SceneEnv(MetaworldEnv):
 
     def close(self) -> None:
         """Free the simulator and the drawing contexts."""
-        # What MuJoCo frees it frees in whichever context is current: another environment's pictures would
-        # break.
         if self._renderer is not None:
-            self._draw()
-            self._renderer.close()
+            self._release()
             self._renderer = None
         elif self._env is not None and (viewer := self._env.mujoco_renderer.viewer) is not None:
-            viewer.make_context_current()
+            viewer.make_context_current()  # for the reason given in _free
             viewer.con.free()
         super().close()
         self._env = None
@@ -218,14 +215,22 @@ class SceneEnv(MetaworldEnv):
             return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
         if self._renderer is None:
             self._renderer = mujoco.Renderer(self._env.model, size, size)
-            # Freed late, at interpreter exit, MuJoCo's drawing context complains with a traceback.
-            weakref.finalize(self, self._renderer.close)
+            # For a scene that is dropped without close(), and before the interpreter exits: freed later,
+            # MuJoCo's drawing context complains with a traceback.
+            self._release = weakref.finalize(self, _free, self._renderer)
         self._renderer.update_scene(self._env.data, camera=CAMERA)
         if not quality.shadows:
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         # LeRobot turns this camera's picture by 180 degrees.
         return np.flip(self._renderer.render(), (0, 1)).copy()
+
+
+def _free(renderer: mujoco.Renderer) -> None:
+    # What MuJoCo frees it frees in whichever context is current; drawing makes this renderer's current.
+    # Without that, another scene's pictures would break.
+    renderer.render()
+    renderer.close()
 
 
 def _is_heavy_arm_mesh(model: mujoco.MjModel, geom: int, limit: int | None) -> bool:

@@ -232,14 +232,14 @@ def _has_frames(key: str, value: Any) -> bool:
 def _r2(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     total = ((reference - reference.mean(0)) ** 2).sum(0)
     residual = ((reference - other) ** 2).sum(0)
-    return np.where(_varies(reference), 1 - residual / np.maximum(total, 1e-9), np.nan)
+    return np.where(_varies(reference), 1 - residual / np.maximum(total, 1e-30), np.nan)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     varies = _varies(a) & _varies(b)
     a, b = a - a.mean(0), b - b.mean(0)
     norm = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.where(varies, (a * b).sum(0) / np.maximum(norm, 1e-9), np.nan)
+    return np.where(varies, (a * b).sum(0) / np.maximum(norm, 1e-30), np.nan)
 
 
 def _varies(values: np.ndarray) -> np.ndarray:

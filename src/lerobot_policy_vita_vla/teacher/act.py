@@ -40,7 +40,8 @@ class ACTTeacher:
         if PRIVILEGED_STATE in config.input_features:
             raise ValueError(
                 f"this ACT reads {PRIVILEGED_STATE}, which only a simulator knows, so nothing could be learnt"
-                " from it for a robot; train it on a dataset without that column"
+                " from it for a robot; train it without: `vita-vla teacher --policy.type=act` leaves that "
+                "column out, lerobot-train does with --policy.input_features"
             )
         self.policy = policy.eval().requires_grad_(False)
         self.folder = folder

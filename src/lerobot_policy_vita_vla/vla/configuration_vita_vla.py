@@ -80,7 +80,8 @@ class VitaVLAConfig(PreTrainedConfig):
         lora_alpha: Scale of the adapters. None: 2 x rank.
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
-        teacher_cameras: Filled in: which of our cameras feeds each of the teacher's.
+        teacher_cameras: Which of our cameras feeds each of the teacher's (teacher's key: ours). Filled in
+            where the names tell.
         vlm_changed: Filled in: whether a stage so far changed the VLM's own weights.
         recording: Filled in: how the demonstrations were recorded (`conventions.RecordingInfo`).
     """
@@ -253,10 +254,14 @@ class VitaVLAConfig(PreTrainedConfig):
 
 
 def _teacher_chunk_size(teacher_path: str) -> int:
-    from lerobot_policy_vita_vla.teacher.load import find_pretrained_model
+    from lerobot_policy_vita_vla.teacher.load import LOADERS, find_pretrained_model
 
     folder = find_pretrained_model(teacher_path)
-    size = json.loads((folder / "config.json").read_text()).get("chunk_size")
+    saved = json.loads((folder / "config.json").read_text())
+    size = saved.get("chunk_size")
     if not isinstance(size, int):
-        raise ValueError(f"the teacher at {folder} names no chunk_size in its config.json")
+        raise ValueError(
+            f"the teacher at {folder} is a policy of type {saved.get('type')!r}, which names no chunk_size in "
+            f"its config.json; policies that can teach: {sorted(LOADERS)}"
+        )
     return size

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
+from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.vla.align import align_loss
@@ -104,6 +105,11 @@ class VitaVLAPolicy(PreTrainedPolicy):
         Returns:
             The loss and plain numbers for the log.
         """
+        loss, metrics = self._loss(batch, reduction)
+        check_loss(loss, batch)
+        return loss, metrics
+
+    def _loss(self, batch: dict[str, Any], reduction: str) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         if self.training and config.image_shift_px:
             # Student and teacher see the same shifted image (the paper draws apart): the teacher's features

@@ -60,9 +60,14 @@ def check_teacher(
         Teacher's camera key -> the student's camera key.
 
     Raises:
-        ValueError: If chunk size, action or state size, cameras, pictures or action statistics do not fit.
+        ValueError: If history, chunk size, action or state size, cameras, pictures or action statistics do not fit.
     """
     problems = []
+    if (steps := getattr(teacher, "n_obs_steps", 1)) > 1:
+        raise ValueError(
+            f"the teacher at {config.teacher_path} reads a history of {steps} steps (n_obs_steps), the "
+            "student the current observation only; train the teacher with --policy.n_obs_steps=1"
+        )
     if teacher.chunk_size != config.chunk_size:
         problems.append(f"it predicts {teacher.chunk_size} steps, the student chunk_size={config.chunk_size}")
     action, state = config.action_feature, config.robot_state_feature
@@ -82,7 +87,20 @@ def check_teacher(
             + "; ".join(problems)
             + ". Train the teacher on this dataset, or the student on the teacher's"
         )
-    return match_cameras(teacher.cameras, list(config.image_features))
+    return _teacher_cameras(teacher, config)
+
+
+def _teacher_cameras(teacher: Teacher, config: VitaVLAConfig) -> dict[str, str]:
+    ours, given = list(config.image_features), dict(config.teacher_cameras)
+    if not given:
+        # LeRobot renames cameras only where a checkpoint goes on: --rename_map is refused for a new student.
+        return match_cameras(teacher.cameras, ours, flag="--policy.teacher_cameras")
+    if set(given) != set(teacher.cameras) or not set(given.values()) <= set(ours):
+        raise ValueError(
+            f"--policy.teacher_cameras={given} must name one of the data's cameras {ours} for each of the "
+            f"teacher's {list(teacher.cameras)} (the teacher's: the data's)"
+        )
+    return given
 
 
 def check_decoder_scale(config: VitaVLAConfig, dataset_stats: Mapping[str, Mapping[str, Any]] | None) -> None:

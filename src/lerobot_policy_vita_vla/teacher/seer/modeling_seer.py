@@ -12,6 +12,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
+from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.ema import PREFIX as EMA_PREFIX
 from lerobot_policy_vita_vla.ema import ParameterEMA, fold_average
 from lerobot_policy_vita_vla.teacher.seer.batches import STATE, observations, require, training_batch
@@ -74,7 +75,9 @@ class SeerPolicy(PreTrainedPolicy):
         )
         data = training_batch(batch, config, augmented=self.training)
         with self._autocast():
-            return seer_loss(self.network, data, weights, reduction)
+            loss, metrics = seer_loss(self.network, data, weights, reduction)
+        check_loss(loss, batch)
+        return loss, metrics
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """One group: everything that is not frozen."""

@@ -27,6 +27,7 @@ class SeerTeacher:
         self.feature_dim: int = config.width
         self.chunk_size: int = config.chunk_size
         self.state_dim: int = config.state_dim
+        self.n_obs_steps: int = config.n_obs_steps
         self.cameras: tuple[str, ...] = config.cameras
         self.recording: dict[str, Any] = config.recording
         self.uses_language: bool = config.use_instruction
