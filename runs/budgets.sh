@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two-stage against only-finetune on the five tasks: three finetune budgets, three training seeds, one manifest,
 # at equal finetune steps and at equal total time; and which schedule avoids the dip in success that the first
-# finetune steps were seen to cause (a kept alignment term, no weight averaging).
+# finetune steps were seen to cause (a kept alignment term, averaged weights).
 #
 # Hardware: two CPU cores with AMX, no GPU. Wall time: about 90 min after runs/five_tasks.sh, whose
 # demonstrations, teacher and manifest it uses. Continues where it was stopped.

@@ -60,14 +60,14 @@ def world(tmp_path, monkeypatch):
 
 
 def test_variants_with_the_same_stage_1_share_it(world):
-    rows = world(["two_stage", "align_only", "freeze_vlm", "no_ema"])
+    rows = world(["two_stage", "align_only", "freeze_vlm", "ema"])
     aligns = [out for verb, out, _ in world.commands if verb == "align"]
-    assert len(aligns) == 2  # no_ema changes stage 1 too
+    assert len(aligns) == 2  # ema changes stage 1 too
     starts = [a[a.index("--from") + 1] for verb, _, a in world.commands if verb == "finetune"]
     assert starts == [str(aligns[0]), str(aligns[0]), str(aligns[1])]
     assert [row["steps"] for row in rows] == [20, 10, 20, 20]
     changed = [arguments[-1] for _, _, arguments in world.commands]
-    assert "--policy.stage=freeze_vlm" in changed and changed.count("--policy.ema_decay=0") == 2
+    assert "--policy.stage=freeze_vlm" in changed and changed.count("--policy.ema_decay=0.99") == 2
 
 
 def test_align_only_is_trained_once_for_all_budgets(world):
