@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--command", required=True, help="what made the run")
     parser.add_argument("numbers", nargs="*", metavar="KEY=LABEL", help="headline numbers")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     wanted = dict(item.split("=", 1) for item in args.numbers)
     labels = {label for value in wanted.values() for label in value.split("-")}
     copy_text(args.run, args.target, labels | {p.name for p in (args.run / "eval").glob("*")})

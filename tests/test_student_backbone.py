@@ -65,6 +65,27 @@ def test_cached_pass_equals_one_pass_in_values_and_gradients(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_prefix_pass_skips_what_nobody_reads_but_not_in_distributed_runs(family, monkeypatch):
+    backbone = make(family)
+    backbone.requires_grad_(False)
+    images, tasks, suffix = inputs(backbone)
+    suffix.requires_grad_()
+    backbone.cached = True
+    calls = []
+    decoder = backbone.vlm.base_model.get_decoder()
+    for index, layer in enumerate(decoder.layers):
+        layer.mlp.register_forward_hook(lambda module, args, out, i=index: calls.append(i))
+    last = len(decoder.layers) - 1
+    early = backbone(images, tasks, suffix)
+    assert calls.count(last) == 1 and calls.count(0) == 2  # the suffix only, against prefix and suffix
+    calls.clear()
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    whole = backbone(images, tasks, suffix)
+    assert calls.count(last) == 2
+    assert torch.equal(early, whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_input_reaches_the_suffix_and_no_later_token_an_earlier(family):
     backbone = make(family)
     images, tasks, suffix = inputs(backbone)

@@ -20,7 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lerobot_policy_vita_vla.contracts import check_shape
@@ -96,10 +98,18 @@ class VLMBackbone(nn.Module):
         assert not self.vlm.base_model.training, "a model in train() drops the cache under checkpointing"
         split = -prompt.suffix_length
         prefix = {name: value[:, :split] for name, value in prompt.tokens.items()}
-        with torch.no_grad():
-            cache = self.vlm.base_model(
-                **prefix, **prompt.pixels, position_ids=prompt.position_ids[..., :split], use_cache=True
-            ).past_key_values
+        cache = _PrefixCache(config=self.vlm.config.get_text_config())
+        # Sharded models gather and free their weights in hooks that leaving early would skip.
+        cache.leaves_early = not (dist.is_available() and dist.is_initialized())
+        with torch.no_grad(), contextlib.suppress(_PrefixDone):
+            self.vlm.base_model(
+                **prefix,
+                **prompt.pixels,
+                position_ids=prompt.position_ids[..., :split],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache.leaves_early = False
         # The cache is extended in place, so it serves one suffix and is thrown away.
         out = self.vlm.base_model.get_decoder()(
             inputs_embeds=suffix_BSD,
@@ -190,6 +200,27 @@ class VLMBackbone(nn.Module):
         if isinstance(output, Tensor):
             return output.to(self.vlm.get_input_embeddings().weight.dtype)
         return output
+
+
+class _PrefixDone(Exception):  # noqa: N818
+    """Raised where the prefix pass has stored all that the suffix will read."""
+
+
+class _PrefixCache(DynamicCache):
+    """Keys and values of the prefix; ends the prefix pass as soon as the last layer's are stored.
+
+    What the last layer does after that (attention, MLP, the final norm) nobody reads; in a model of eight
+    layers it is an eighth of the work. The pass is left by an exception, so the post-forward hooks of the
+    modules around the last attention do not run.
+    """
+
+    leaves_early = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        stored = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.leaves_early and layer_idx == len(self.layers) - 1:
+            raise _PrefixDone
+        return stored
 
 
 def _projectors(base: nn.Module, *, inside_vision: bool = False) -> list[nn.Module]:
