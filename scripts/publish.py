@@ -3,12 +3,16 @@
     python scripts/publish.py RUN results/NAME --command "make quickstart" a.teacher=teacher
 
 ``key=label`` takes the success rate of RUN/eval/label; ``key=a-b`` the difference of two labels, paired by
-episode. Only text is copied (manifest, episodes, results, learning curves, commands): no weights, no videos.
+episode; ``key=FILE.json:field`` a number of a file in RUN, ``key=FILE.json:field/60`` divided. Only text is
+copied (manifest, episodes, results, learning curves, commands): no weights, no videos.
+
+    python scripts/publish.py results/bench --command "python runs/bench_align.py" a.x=align.json:align_x
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from datetime import date
 from pathlib import Path
@@ -39,15 +43,24 @@ def main() -> None:
     """Publish one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("target", type=Path, nargs="?", help="without it nothing is copied")
     parser.add_argument("--command", required=True, help="what made the run")
     parser.add_argument("numbers", nargs="*", metavar="KEY=LABEL", help="headline numbers")
     args = parser.parse_intermixed_args()
+    if args.target is not None and "=" in str(args.target):
+        args.numbers, args.target = [str(args.target), *args.numbers], None
     wanted = dict(item.split("=", 1) for item in args.numbers)
-    labels = {label for value in wanted.values() for label in value.split("-")}
-    copy_text(args.run, args.target, labels | {p.name for p in (args.run / "eval").glob("*")})
+    if args.target is not None:
+        copy_text(args.run, args.target, {p.name for p in (args.run / "eval").glob("*")})
     today = date.today().isoformat()
     for key, value in wanted.items():
+        if ".json:" in value:
+            name, field = value.split(":", 1)
+            field, _, divisor = field.partition("/")
+            number = round(json.loads((args.run / name).read_text())[field] / float(divisor or 1), 12)
+            update_summary(SUMMARY, key, number, command=args.command, date=today)
+            print(f"{key}: {number:.4g}")
+            continue
         if "-" in value:
             first, second = (outcomes(args.run / "eval" / label) for label in value.split("-"))
             paired = paired_comparison(first, second)
