@@ -245,17 +245,14 @@ def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: boo
         return [f"action: the model gives {spec.dim} numbers, the dataset has {dims}"]
     offset, scale = np.asarray(spec.offset), np.asarray(spec.scale)
     # The dataset in the decoder's own units; the same data gives -1..1 (bounded) or mean 0 and std 1.
-    low, high, mean = (
-        (np.ravel(np.asarray(stats[key], dtype=np.float64)) - offset) / scale
-        for key in ("min", "max", "mean")
-    )
+    low, high = (_numbers(stats[key], offset, scale) for key in ("min", "max"))
     constant = high <= low
     if bounded:
         reach = 1.0 + 2 * ACTION_RANGE_TOLERANCE
         differs = (low < -reach) | (high > reach) | (~constant & (high - low < 2 * NARROWEST_ACTION_RANGE))
         here = [f"[{o - s:.4g}, {o + s:.4g}]" for o, s in zip(offset, scale, strict=True)]
     else:
-        std = np.ravel(np.asarray(stats["std"], dtype=np.float64)) / scale
+        mean, std = _numbers(stats["mean"], offset, scale), _numbers(stats["std"], 0.0, scale)
         differs = ~constant & ((np.abs(mean) > 1.0) | (std > 2.0) | (std < 0.5))
         here = [f"mean {o:.4g} and spread {s:.4g}" for o, s in zip(offset, scale, strict=True)]
     data = np.ravel(np.asarray(stats["min"], dtype=np.float64)), np.ravel(np.asarray(stats["max"]))
@@ -264,6 +261,10 @@ def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: boo
         f"{data[0][i]:.4g} to {data[1][i]:.4g}"
         for i in np.flatnonzero(differs)
     ]
+
+
+def _numbers(values: Any, offset: np.ndarray | float, scale: np.ndarray) -> np.ndarray:
+    return (np.ravel(np.asarray(values, dtype=np.float64)) - offset) / scale
 
 
 def _state_differences(model: Mapping[str, Any], data: Mapping[str, Any], tolerance: float) -> list[str]:
