@@ -23,7 +23,8 @@ $VITA eval "$RUN/blind_teacher" "$RUN/state_only" "$RUN/no_instruction" --run "$
 
 .venv/bin/python scripts/publish.py "$RUN" results/five_tasks --command "bash runs/five_tasks.sh" \
   a.teacher=teacher a.align_only=align a.only_finetune=only_finetune a.two_stage=finetune \
-  a.blind_teacher=blind_teacher a.state_only=state_only a.no_instruction=no_instruction
+  a.blind_teacher=blind_teacher a.state_only=state_only a.no_instruction=no_instruction \
+  a.two_stage_minus_only_ft=finetune-only_finetune
 .venv/bin/python scripts/publish.py "$RUN" --command "make quickstart" \
   a.quickstart_minutes=timing.json:total_seconds/60
 .venv/bin/python scripts/readme_tables.py
