@@ -320,7 +320,8 @@ def test_contradictory_finetune_flags_are_explained(flags, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_training_run_is_never_removed(tmp_path, capsys):
+def test_a_folder_that_is_no_training_run_is_never_removed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training_line, "DATASET_PARTS", ())  # an empty dataset will do
     demos = tmp_path / "demos"
     (demos / "meta").mkdir(parents=True)
     (demos / "meta" / "info.json").write_text("{}")

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_without_rendering_the_previous_picture_is_handed_out(door, random_actio
     # A reset never shows the previous episode.
     assert (door.reset(seed=2)[0]["pixels"] != fresh).any()
     door.rendering = True
+
+
+def test_a_scene_that_is_dropped_without_close_leaves_the_others_pictures_alone(door):
+    expected = door.reset(seed=3)[0]["pixels"]
+    other = SceneEnv("button-press-topdown", observation_size=48)
+    other.reset(seed=3)
+    door.reset(seed=3)  # what is freed now would be freed in this scene's context
+    del other
+    gc.collect()
+    np.testing.assert_array_equal(door.reset(seed=3)[0]["pixels"], expected)
 
 
 def test_success_ends_an_episode_and_the_expert_reaches_it():

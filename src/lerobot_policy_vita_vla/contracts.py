@@ -29,12 +29,16 @@ With ``n_obs_steps`` H > 1 observations gain an axis after B: ``(B, H, 3, h, w)`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 PRIVILEGED_STATE = "observation.environment_state"
 """The simulator's own state: stored with recorded demonstrations, never fed to a policy."""
@@ -203,6 +207,20 @@ class Teacher(Protocol):
     def predict_action_chunk(self, batch: dict[str, Any]) -> Tensor:
         """The teacher's own action chunk (B, T, A) in environment units, without gradient."""
         ...
+
+
+@contextmanager
+def reasons_shown() -> Iterator[None]:
+    """Log why a configuration is refused, around the checks of its ``__post_init__``.
+
+    LeRobot's command lines answer every ValueError there with "Couldn't instantiate class ... using the given
+    arguments" and nothing else.
+    """
+    try:
+        yield
+    except ValueError as error:
+        logger.error("%s", error)
+        raise
 
 
 def check_loss(loss: Tensor, batch: dict[str, Any]) -> None:

@@ -136,7 +136,19 @@ def dataset_folder(path: Path) -> Path:
             f"--demos {path}: the dataset is incomplete, {', '.join(missing)} missing. Its recording was not "
             f"finished, or not all of it was copied; what is wrong with it:\n  vita-vla demos check {path}"
         )
+    tables = (file for part in DATASET_PARTS[1:] for file in sorted(path.glob(part)))
+    if damaged := next((file for file in tables if not _is_whole(file)), None):
+        raise ValueError(
+            f"--demos {path}: {damaged} is cut off: a copy or a recording did not finish. Copy or record it "
+            f"again; what else is wrong:\n  vita-vla demos check {path}"
+        )
     return path
+
+
+def _is_whole(parquet: Path) -> bool:
+    with parquet.open("rb") as file:
+        file.seek(max(0, parquet.stat().st_size - 4))
+        return file.read() == b"PAR1"  # a parquet file's last bytes
 
 
 def checkpoint_folder(

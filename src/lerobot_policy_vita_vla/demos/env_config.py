@@ -16,6 +16,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 
+from lerobot_policy_vita_vla.contracts import reasons_shown
 from lerobot_policy_vita_vla.demos.suite import (
     CONTROL_HZ,
     EPISODE_LENGTH,
@@ -50,7 +51,9 @@ class VitaMetaworldEnvConfig(EnvConfig):
     )
 
     def __post_init__(self):
-        check_quality(self.quality)
+        with reasons_shown():
+            check_quality(self.quality)
+            resolve_tasks(self.task)
         size = self.observation_size
         self.features = {
             "action": PolicyFeature(type=FeatureType.ACTION, shape=(4,)),
@@ -82,7 +85,6 @@ class VitaMetaworldEnvConfig(EnvConfig):
 
         from lerobot_policy_vita_vla.demos.metaworld import SceneEnv
 
-        resolve_tasks(self.task)
         envs: dict[str, dict[int, Any]] = {}
         for group in (word.strip() for word in self.task.split(",") if word.strip()):
             for number, task in enumerate(resolve_tasks(group)):

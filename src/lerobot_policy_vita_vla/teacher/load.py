@@ -83,16 +83,15 @@ def _load_seer(folder: Path, device: torch.device | str) -> Teacher:
 
 def _load_act(folder: Path, device: torch.device | str) -> Teacher:
     from lerobot.policies.act.modeling_act import ACTPolicy
-    from safetensors.torch import load_file
 
     from lerobot_policy_vita_vla.teacher.act import ACTTeacher
-    from lerobot_policy_vita_vla.teacher.weights import load_strictly
+    from lerobot_policy_vita_vla.teacher.weights import load_strictly, read_weights
 
     config = _load_config(folder, device)
     # Its backbone's weights are in the checkpoint; the name would only download others to be overwritten.
     config.pretrained_backbone_weights = None
     policy = ACTPolicy(config)
-    load_strictly(policy, load_file(folder / WEIGHTS), folder / WEIGHTS)
+    load_strictly(policy, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return ACTTeacher(policy, folder, device)
 
 

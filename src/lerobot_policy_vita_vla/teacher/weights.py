@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of the CPU.
+
+    Raises:
+        ValueError: It is missing, or cut short by an interrupted copy or a full disk.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no weights at {path}; the checkpoint is incomplete: copy or train it again")
+    try:
+        return load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again, or train again") from error
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:

@@ -32,7 +32,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
         the plain ``lerobot-train`` line.
 
     Raises:
-        ValueError: ``--output_dir`` is missing.
+        ValueError: ``--output_dir`` is missing, or LeRobot refuses an argument.
         FileExistsError: It exists already (LeRobot never overwrites a run).
     """
     output_dir = Path(_argument(argv, "output_dir") or "")
@@ -65,7 +65,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             cpu=_argument(argv, "policy.device") == "cpu",
         )
-    with _arguments(argv), _learning_curve(output_dir):
+    with _arguments(argv), _learning_curve(output_dir), _refusals():
         lerobot_train.train(accelerator=accelerator)
     if accelerator is None or accelerator.is_main_process:
         (output_dir / COMMAND_FILE).write_text(plain_command(argv) + "\n")
@@ -115,6 +115,20 @@ def _arguments(argv: list[str]):
         yield
     finally:
         sys.argv = saved
+
+
+@contextmanager
+def _refusals():
+    """Raise what made LeRobot's parser end the process, as a ValueError with the reason itself."""
+    try:
+        yield
+    except SystemExit as stop:
+        reason: BaseException = stop
+        while cause := reason.__cause__ or reason.__context__:
+            reason = cause
+        if reason is stop:
+            raise
+        raise ValueError(str(reason)) from stop
 
 
 @contextmanager

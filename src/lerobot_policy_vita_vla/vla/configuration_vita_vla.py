@@ -12,6 +12,7 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.chunking import check_chunking
+from lerobot_policy_vita_vla.contracts import reasons_shown
 
 STAGES = ("align", "finetune", "only_finetune", "freeze_vlm")
 SCHEDULE_SPAN = 1_000_000
@@ -149,6 +150,10 @@ class VitaVLAConfig(PreTrainedConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        with reasons_shown():
+            self._check()
+
+    def _check(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--policy.{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -261,7 +266,7 @@ def _teacher_chunk_size(teacher_path: str) -> int:
     size = saved.get("chunk_size")
     if not isinstance(size, int):
         raise ValueError(
-            f"the teacher at {folder} is a policy of type {saved.get('type')!r}, which names no chunk_size in "
-            f"its config.json; policies that can teach: {sorted(LOADERS)}"
+            f"the teacher at {folder} is a policy of type {saved.get('type')!r}, which names no chunk_size "
+            f"in its config.json; policies that can teach: {sorted(LOADERS)}"
         )
     return size

@@ -10,13 +10,13 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
 from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.ema import ParameterEMA
+from lerobot_policy_vita_vla.teacher.weights import read_weights
 from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.augmentation import random_shift
 from lerobot_policy_vita_vla.vla.building import PROCESSOR_FOLDER, build_network
@@ -208,7 +208,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         cls, model: VitaVLAPolicy, model_file: str, map_location: str, strict: bool
     ) -> VitaVLAPolicy:
         # LeRobot's own loading is not strict: a renamed layer would stay random with a mere warning.
-        if not load_strictly(model, load_file(model_file), model._checkpoint):
+        if not load_strictly(model, read_weights(model_file), model._checkpoint):
             model._start_average()
         return model
 

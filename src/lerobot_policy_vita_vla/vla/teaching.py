@@ -60,7 +60,8 @@ def check_teacher(
         Teacher's camera key -> the student's camera key.
 
     Raises:
-        ValueError: If history, chunk size, action or state size, cameras, pictures or action statistics do not fit.
+        ValueError: If history, chunk size, action or state size, cameras, pictures or action statistics do
+            not fit.
     """
     problems = []
     if (steps := getattr(teacher, "n_obs_steps", 1)) > 1:

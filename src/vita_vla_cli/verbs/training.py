@@ -189,6 +189,12 @@ def _finetune_stage(args: argparse.Namespace) -> tuple[str, str | None]:
     start = training_line.checkpoint_folder(
         args.start, flag="--from", fix=fix, online=args.online, must_exist=not args.dry_run
     )
+    kind = _saved_config(start).get("type", "vita_vla")
+    if kind != "vita_vla":
+        raise ValueError(
+            f"--from {args.start} holds a policy of type {kind!r}, not an aligned student. Make one:\n"
+            f"  {fix}\nor skip the alignment with --only-finetune --teacher {args.start}"
+        )
     its_vlm = _vlm_of(start)
     if args.vlm is not None and its_vlm is not None and args.vlm != its_vlm:
         raise ValueError(
@@ -198,8 +204,13 @@ def _finetune_stage(args: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _vlm_of(checkpoint: str) -> str | None:
+    return _saved_config(checkpoint).get("vlm")
+
+
+def _saved_config(checkpoint: str) -> dict:
+    """A local checkpoint's config.json; empty for one of the hub, or one that is still to be made."""
     config = Path(checkpoint) / "config.json"
-    return json.loads(config.read_text()).get("vlm") if config.is_file() else None
+    return json.loads(config.read_text()) if config.is_file() else {}
 
 
 def _resume(args: argparse.Namespace) -> list[str]:

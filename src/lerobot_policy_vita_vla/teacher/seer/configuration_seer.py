@@ -9,7 +9,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.chunking import check_chunking
-from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE
+from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE, reasons_shown
 from lerobot_policy_vita_vla.teacher.seer.presets import PRESETS, SeerPreset
 
 DTYPES = ("float32", "bfloat16")
@@ -134,6 +134,10 @@ class SeerConfig(PreTrainedConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        with reasons_shown():
+            self._check()
+
+    def _check(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {self.preset!r}")
         for entry in fields(SeerPreset):

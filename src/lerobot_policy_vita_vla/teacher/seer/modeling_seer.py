@@ -21,7 +21,7 @@ from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
 from lerobot_policy_vita_vla.teacher.seer.dataset_facts import fill_config, fill_statistics
 from lerobot_policy_vita_vla.teacher.seer.network import SeerOutput
 from lerobot_policy_vita_vla.teacher.seer.objective import SeerWeights, seer_loss
-from lerobot_policy_vita_vla.teacher.weights import load_strictly
+from lerobot_policy_vita_vla.teacher.weights import load_strictly, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +168,7 @@ class SeerPolicy(PreTrainedPolicy):
         cls, model: SeerPolicy, model_file: str, map_location: str, strict: bool
     ) -> SeerPolicy:
         """Load weights strictly, whatever ``strict`` says (LeRobot's default acts with random ones)."""
-        from safetensors.torch import load_file
-
-        if not Path(model_file).is_file():
-            raise ValueError(f"no weights at {model_file}; the checkpoint is incomplete")
-        state = load_file(model_file, device="cpu")
+        state = read_weights(model_file)
         config = model.config
         for prefix, weight in (
             ("network.foresight_decoder.", config.foresight_weight),
