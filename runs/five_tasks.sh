@@ -14,7 +14,8 @@ make --no-print-directory quickstart RUN="$RUN"
 baseline() {  # LABEL FLAG...: a teacher that lacks an input, same recipe and budget
   local label=$1
   shift
-  [ -e "$RUN/$label/checkpoints/last" ] || $VITA teacher --demos "$RUN/demos" --out "$RUN/$label" "$@"
+  [ -e "$RUN/$label/checkpoints/last" ] || $VITA teacher --demos "$RUN/demos" --out "$RUN/$label" \
+    --policy.gripper_kind=continuous "$@"
 }
 baseline blind_teacher --policy.use_images=false
 baseline state_only --policy.use_images=false --policy.use_instruction=false

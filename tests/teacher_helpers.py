@@ -24,7 +24,7 @@ def features(cameras=("observation.image",), size=SIZE, state_dim=S, action_dim=
 
 
 def statistics(state_dim=S, action_dim=A) -> dict:
-    two_valued = {q: torch.full((action_dim,), -1.0) for q in ("q01", "q10", "q50")}
+    two_valued = {"mean": torch.zeros(action_dim), "std": torch.ones(action_dim)}
     return {
         "observation.state": {"mean": torch.arange(state_dim) / 10, "std": torch.full((state_dim,), 0.5)},
         PRIVILEGED_STATE: {"mean": torch.zeros(P), "std": torch.ones(P)},

@@ -178,6 +178,9 @@ def test_what_the_data_said_travels_to_the_last_checkpoint(run, finetune):
     assert saved["recording"] == recording
     assert saved["teacher_cameras"] == {CAMERA: CAMERA} and saved["chunk_size"] == 3
     assert saved["gripper_state_dims"] == [3]
+    assert saved["decoder"]["spec"]["gripper_kind"] == "binary", (
+        "the recording's gripper only opens and closes"
+    )
 
 
 # --- acting, through LeRobot
@@ -261,6 +264,7 @@ def test_lerobot_rollout_drives_a_robot_whose_camera_has_another_name(finetune, 
     for action in ImaginaryArm.received:
         assert set(action) == set(ImaginaryArm.axes)
         assert np.isfinite(list(action.values())).all()
+        assert action["gripper.pos"] in (-1.0, 1.0)
 
 
 # --- ACT as the teacher

@@ -83,20 +83,19 @@ def test_spec_from_statistics():
     stats = {
         "min": [-0.9, -1.0, 3.0],
         "max": [1.0, 1.0, 7.0],
-        "q01": [-0.9, -1.0, 3.1],
-        "q50": [0.1, 0.999, 5.0],
-        "q99": [0.9, 1.0, 6.9],
+        "mean": [0.1, 0.2, 5.0],
+        "std": [0.4, 0.96**0.5, 1.0],  # of 60 % at 1 and 40 % at -1
     }
     spec = ActionSpec.from_stats(["x", "gripper", "joint"], stats)
     assert spec.gripper_dims == (1,) and spec.binary_dims == (1,)
     assert spec.offset == (0.0, 0.0, 5.0) and spec.scale == (1.0, 1.0, 2.0)
-    width = ActionSpec.from_stats(["x", "gripper", "joint"], stats | {"q50": [0.1, 0.3, 5.0]})
+    width = ActionSpec.from_stats(["x", "gripper", "joint"], stats | {"std": [0.4, 0.9, 1.0]})
     assert width.gripper_kind == "continuous" and width.binary_dims == ()
     assert ActionSpec.from_dict(spec.to_dict()) == spec
 
 
 def test_a_gripper_that_never_moved_is_regressed():
-    ones = {key: [1.0] for key in ("min", "max", "q01", "q50", "q99")}
+    ones = {"min": [1.0], "max": [1.0], "mean": [1.0], "std": [0.0]}
     spec = ActionSpec.from_stats(["gripper"], ones)
     assert spec.gripper_kind == "continuous" and spec.scale == (1.0,) and spec.offset == (0.0,)
 

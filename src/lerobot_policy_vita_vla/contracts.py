@@ -51,6 +51,9 @@ Not named ``action.executed``: LeRobot takes every column that starts with ``act
 
 GRIPPER_KINDS = ("binary", "continuous")
 
+TWO_VALUED_SHARE = 0.98
+"""Our choice: a gripper that is on its way in more than a few of a hundred frames is a width."""
+
 
 @dataclass(frozen=True)
 class ActionSpec:
@@ -132,10 +135,10 @@ class ActionSpec:
 
         Args:
             names: The dataset's names for the action dimensions, or None.
-            stats: ``{"min": (A,), "max": (A,), ...}``; quantiles (``q01`` ...) are used where present.
+            stats: ``{"min", "max", "mean", "std"}``, (A,) each; the last two tell the gripper's kind.
             gripper_dims: Which dimensions are the gripper; None takes those whose name contains "gripper".
-            gripper_kind: ``"binary"``, ``"continuous"`` or ``"auto"`` (binary where every stored quantile is
-                the minimum or the maximum).
+            gripper_kind: ``"binary"``, ``"continuous"`` or ``"auto"`` (binary where the data takes the
+                minimum and the maximum only).
         """
         low = [float(v) for v in _flat(stats["min"])]
         high = [float(v) for v in _flat(stats["max"])]
@@ -161,15 +164,17 @@ def _flat(values) -> list:
 
 
 def _two_valued(stats: dict, low: list[float], high: list[float], dims: Sequence[int]) -> bool:
-    quantiles = [_flat(stats[key]) for key in ("q01", "q10", "q50", "q90", "q99") if key in stats]
-    if not dims or not quantiles or any(low[d] >= high[d] for d in dims):
+    """Whether all these dimensions only ever take their minimum and their maximum.
+
+    Of all distributions between two ends the one on the ends alone has the largest variance,
+    (max - mean) * (mean - min) (Bhatia and Davis 2000). LeRobot's quantiles cannot tell: those of a dataset
+    are means of its episodes' quantiles, hence in between.
+    """
+    if not dims or "mean" not in stats or "std" not in stats or any(low[d] >= high[d] for d in dims):
         return False  # a gripper that never moved has no second value to tell from
-
-    def at_an_end(value: float, lo: float, hi: float) -> bool:
-        # LeRobot's running quantiles come from a histogram and miss the ends by up to a bin.
-        return min(abs(value - lo), abs(value - hi)) <= 0.02 * max(hi - lo, 1e-6)
-
-    return all(at_an_end(float(q[d]), low[d], high[d]) for q in quantiles for d in dims)
+    mean, std = ([float(v) for v in _flat(stats[key])] for key in ("mean", "std"))
+    largest = {d: (high[d] - mean[d]) * (mean[d] - low[d]) for d in dims}
+    return all(std[d] ** 2 >= TWO_VALUED_SHARE * largest[d] > 0 for d in dims)
 
 
 class TeacherTargets(NamedTuple):

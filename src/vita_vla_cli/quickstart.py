@@ -53,7 +53,12 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             leftovers=(run / "demos.recording",),
             resumes=True,
         ),
-        Step("teacher", train("teacher", "teacher"), ("demos",), (run / "teacher",)),
+        Step(
+            "teacher",
+            (*train("teacher", "teacher"), f"--policy.gripper_kind={recipe.gripper_kind}"),
+            ("demos",),
+            (run / "teacher",),
+        ),
         Step("align", train("align", "align", *teacher), ("demos", "teacher"), (run / "align",)),
         Step(
             "finetune",
