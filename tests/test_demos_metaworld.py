@@ -122,6 +122,24 @@ def test_a_scene_that_is_dropped_without_close_leaves_the_others_pictures_alone(
     np.testing.assert_array_equal(door.reset(seed=3)[0]["pixels"], expected)
 
 
+@pytest.mark.parametrize("task", ["assembly", "basketball", "peg-unplug-side", "push-back"])
+def test_a_gripper_of_two_values_does_not_cost_an_expert_its_success(task):
+    env = SceneEnv(task, observation_size=16)
+    env.rendering = False
+    won, efforts = 0, set()
+    for seed in range(20_000, 20_004):
+        env.reset(seed=seed)
+        for _ in range(260):
+            action = env.expert_action()
+            efforts.add(round(float(action[3]), 3))
+            if env.step(action)[2]:
+                won += 1
+                break
+    env.close()
+    assert won >= 3
+    assert len(efforts) == 2 and min(efforts) == -1
+
+
 def test_success_ends_an_episode_and_the_expert_reaches_it():
     env = SceneEnv("reach", observation_size=16)
     env.rendering = False

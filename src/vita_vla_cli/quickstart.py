@@ -55,7 +55,7 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
         ),
         Step(
             "teacher",
-            (*train("teacher", "teacher"), f"--policy.gripper_kind={recipe.gripper_kind}"),
+            train("teacher", "teacher"),
             ("demos",),
             (run / "teacher",),
         ),

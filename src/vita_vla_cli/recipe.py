@@ -32,8 +32,6 @@ class Recipe:
         teacher_flags: Further LeRobot arguments of this stage, verbatim.
         align_flags: As above.
         finetune_flags: As above; also for the run without alignment.
-        gripper_kind: Of the quickstart's teacher. Its tasks do not grasp, and results/five_tasks was measured
-            with a regressed gripper; "auto" would classify one that only opens and closes, as the paper does.
         eval_episodes: Episodes per task and policy, the same for every policy.
         eval_seed: First episode seed; must lie outside the recording's.
         demo_seed: First seed of the recording.
@@ -64,7 +62,6 @@ class Recipe:
     teacher_flags: tuple[str, ...] = ()
     align_flags: tuple[str, ...] = ()
     finetune_flags: tuple[str, ...] = ()
-    gripper_kind: str = "continuous"
     eval_episodes: int = 20
     eval_seed: int = 50_000
     demo_seed: int = 20_000
