@@ -19,8 +19,9 @@ baseline() {  # LABEL FLAG...: a teacher that lacks an input, same recipe and bu
 # Side by side with one thread each: two threads of one run wait for each other half of the time.
 export OMP_NUM_THREADS=1
 baseline blind_teacher --policy.use_images=false > "$RUN/blind_teacher.log" 2>&1 &
+blind=$!
 baseline state_only --policy.use_images=false --policy.use_instruction=false > "$RUN/state_only.log" 2>&1 &
-wait %1 %2
+wait "$blind" && wait $!
 unset OMP_NUM_THREADS
 baseline no_instruction --policy.use_instruction=false
 $VITA eval "$RUN/blind_teacher" "$RUN/state_only" "$RUN/no_instruction" --run "$RUN"
