@@ -10,9 +10,15 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.initialization import no_init_weights
 
+from lerobot_policy_vita_vla.vlm.vita15_model import register as register_vita_vl
+
 WEIGHT_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+# Converted VITA-1.5 checkpoints have a model type of ours. Here and not in the package's __init__: only who
+# opens a VLM pays for importing model code.
+register_vita_vl()
 
 
 def resolve_vlm(vlm: str) -> str:

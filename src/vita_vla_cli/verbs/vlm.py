@@ -1,4 +1,4 @@
-"""`vita-vla vlm pretrain`."""
+"""`vita-vla vlm pretrain` and `vita-vla vlm convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     p = new_verb(
         verbs,
         name,
-        "Make the mini VLM that ships with the package again.",
+        "Make the mini VLM that ships with the package again, or convert VITA-1.5 for transformers.",
         "vita-vla vlm pretrain --out work/mini_vlm",
         examples="vita-vla align --demos work/first/demos --teacher work/first/teacher --vlm work/mini_vlm",
     )
@@ -46,6 +46,52 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         ),
         memory_hint="Smaller: --resets with half the number, --workers 1.",
     )
+    _add_convert(parts)
+
+
+def _add_convert(parts: argparse._SubParsersAction) -> None:
+    convert = new_verb(
+        parts,
+        "convert",
+        "Make a folder that transformers loads out of a downloaded VITA-1.5.",
+        "vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15",
+        description="Reads the shards one by one and leaves out the audio encoder. Every tensor's name "
+        "and shape is\nchecked before anything is written.",
+        examples="vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15 --dtype bfloat16 \\\n"
+        "    --vision downloads/InternViT-300M-448px\n"
+        "vita-vla align --demos work/first/demos --teacher work/first/teacher --vlm work/vita15",
+    )
+    convert.add_argument("family", choices=["vita-1.5"], help="what SRC holds")
+    convert.add_argument("source", metavar="SRC", type=Path, help="folder of the downloaded checkpoint")
+    convert.add_argument("destination", metavar="DST", type=Path, help="folder to make; must not exist")
+    convert.add_argument(
+        "--vision",
+        metavar="FOLDER",
+        type=Path,
+        help="InternViT-300M-448px, whose weights are taken where the checkpoint holds none",
+    )
+    convert.add_argument(
+        "--image-size",
+        metavar="PX",
+        type=int,
+        default=200,
+        help="side of an image: 200 gives 49 tokens (the paper), 448 gives 256 (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        help="type of the weights (default: the checkpoint's, if all agree)",
+    )
+    finish_verb(convert, _convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.vlm.vita15_convert import convert
+
+    options = {name: getattr(args, name) for name in ("vision", "image_size", "dtype")}
+    convert(args.source, args.destination, **options)
+    print(f"model: {args.destination}")
+    return 0
 
 
 def _pretrain(args: argparse.Namespace) -> int:
