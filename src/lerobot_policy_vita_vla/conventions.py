@@ -1,13 +1,12 @@
 """What numbers and pictures mean, written down with the data and compared wherever they are used again.
 
 Most results that cannot be reproduced come from a convention that nobody wrote down: which camera, at which
-size and orientation, which statistics. `RecordingInfo` travels with the demonstrations into every checkpoint;
-`match_cameras` replaces guessing by key equality; `compare_statistics` refuses a decoder on another scale.
+size and orientation, which sign of the gripper. `Conventions` writes them down, `RecordingInfo` carries them
+into every checkpoint, `conversion.plan_conversion` converts or refuses, `match_cameras` replaces guessing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+# Offered here as well: a dataset's scale is one of its conventions.
+from lerobot_policy_vita_vla.scales import compare_statistics, statistics_hash
 
-from lerobot_policy_vita_vla.contracts import ActionSpec
+__all__ = [
+    "Conventions",
+    "RecordingInfo",
+    "camera_role",
+    "compare_statistics",
+    "match_cameras",
+    "statistics_hash",
+]
 
 RECORDING_FILE = "meta/vita_vla.json"
 """Where a recorded dataset keeps its `RecordingInfo`, relative to the dataset's root."""
@@ -39,14 +46,111 @@ PRIMARY_WORDS = frozenset(
     }
 )
 
-STATISTICS_TOLERANCE = 0.01
-"""Our choice: a hundredth of a state's standard deviation is far below control precision."""
 
-ACTION_RANGE_TOLERANCE = 0.05
-"""Our choice: a later recording may reach a twentieth further than the one that set the scale."""
+ORIENTATIONS = (
+    "as_drawn",
+    "rotated_90",
+    "rotated_180",
+    "rotated_270",
+    "mirrored",
+    "upside_down",
+    "transposed",
+    "antitransposed",
+)
+"""The eight ways to lay a square picture down, against the camera's own; `conversion.orient` draws them.
+Rotations are counter-clockwise; mirrored swaps left and right; transposed swaps rows and columns."""
 
-NARROWEST_ACTION_RANGE = 0.1
-"""Our choice: data that uses less than a tenth of the decoder's range is in other units, not merely calm."""
+ROTATIONS = {"axis_angle": 3, "axis_angle_2pi": 3, "euler_xyz": 3, "quaternion_xyzw": 4}
+"""Rotation representation -> how many numbers it takes. ``axis_angle`` is the shortest (angle up to pi);
+``axis_angle_2pi`` follows its quaternion's sign (angle up to 2 pi), as robosuite's and LeRobot's LIBERO state
+does; ``euler_xyz`` is about fixed axes x, y, z in this order."""
+
+ACTION_MODES = ("delta", "absolute")
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What pictures, states and actions mean: to a dataset, a checkpoint, an environment or a robot.
+
+    Args:
+        image_size: Height and width, pixels.
+        control_hz: Actions per second.
+        image_orientation: One of `ORIENTATIONS`: how pictures lie against the camera's own.
+        settle_steps: Idle steps between an environment's reset and the first observation.
+        action_mode: ``"delta"`` (displacements) or ``"absolute"`` (targets).
+        action_dim: A.
+        position_unit: Metres per unit of the action's position, whose three numbers come first.
+        state_position: Index of the hand's x in the state, its position in metres; None if not there.
+        gripper_dim: Index of the gripper command; None without one.
+        gripper_open: Command that opens.
+        gripper_closed: Command that closes. The two together are sign and range.
+        action_rotation: Key of `ROTATIONS`; None where actions do not rotate.
+        action_rotation_at: Index of its first number.
+        rotation_unit: Radians per unit of the action's rotation.
+        state_rotation: Key of `ROTATIONS`, of the hand's orientation in the state; None if not there.
+        state_rotation_at: Index of its first number.
+    """
+
+    image_size: tuple[int, int]
+    control_hz: float
+    image_orientation: str = "as_drawn"
+    settle_steps: int = 0
+    action_mode: str = "delta"
+    action_dim: int = 7
+    position_unit: float = 1.0
+    state_position: int | None = 0
+    gripper_dim: int | None = -1
+    gripper_open: float = -1.0
+    gripper_closed: float = 1.0
+    action_rotation: str | None = None
+    action_rotation_at: int = 3
+    rotation_unit: float = 1.0
+    state_rotation: str | None = None
+    state_rotation_at: int = 3
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        if self.gripper_dim is not None and self.gripper_dim < 0:
+            object.__setattr__(self, "gripper_dim", self.action_dim + self.gripper_dim)
+        choices = {
+            "image_orientation": ORIENTATIONS,
+            "action_mode": ACTION_MODES,
+            "action_rotation": (None, *ROTATIONS),
+            "state_rotation": (None, *ROTATIONS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {list(allowed)}, got {getattr(self, name)!r}")
+        if self.gripper_open == self.gripper_closed:
+            raise ValueError(f"gripper_open and gripper_closed must differ, both are {self.gripper_open}")
+        for name in ("control_hz", "position_unit", "rotation_unit"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.settle_steps < 0:
+            raise ValueError(f"settle_steps must not be negative, got {self.settle_steps}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Conventions:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: For an unknown field, a missing one, or a value that does not exist.
+        """
+        if unknown := sorted(set(record) - {f.name for f in fields(cls)}):
+            raise ValueError(f"conventions have no {unknown}; known are {[f.name for f in fields(cls)]}")
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise ValueError(f"the conventions are incomplete: {error}") from None
+
+    def differences(self, other: Conventions) -> dict[str, tuple[Any, Any]]:
+        """Field -> (here, there), for each field in which the two differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
 @dataclass
@@ -70,6 +174,7 @@ class RecordingInfo:
         versions: Package -> version.
         statistics_hash: `statistics_hash` of the dataset.
         settings: What the recorder was asked for, all of it; a second run compares.
+        conventions: `Conventions.to_dict`; empty in older recordings, which are their suite's own.
         version: Version of this record's layout.
     """
 
@@ -88,6 +193,7 @@ class RecordingInfo:
     versions: dict[str, str] = field(default_factory=dict)
     statistics_hash: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    conventions: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
     @property
@@ -132,10 +238,14 @@ class RecordingInfo:
     def picture_differences(self, other: Mapping[str, Any]) -> list[str]:
         """What would make a policy trained on these pictures see something else there, one line each."""
         names = ("suite", "quality", "observation_size", "control_hz", "camera")
+        found = {name: (getattr(self, name), other[name]) for name in names if name in other}
+        if self.conventions and other.get("conventions"):
+            there = Conventions.from_dict(other["conventions"])
+            found |= Conventions.from_dict(self.conventions).differences(there)
         return [
-            f"{name}: recorded with {getattr(self, name)!r}, here {other[name]!r}"
-            for name in names
-            if name in other and other[name] != getattr(self, name)
+            f"{name}: recorded with {mine!r}, here {theirs!r}"
+            for name, (mine, theirs) in found.items()
+            if mine != theirs
         ]
 
 
@@ -188,97 +298,3 @@ def match_cameras(
             f"({'available name: expected name' if renames else 'expected name: available name'})"
         )
     return found
-
-
-def statistics_hash(stats: Mapping[str, Mapping[str, Any]]) -> str:
-    """Fingerprint of a dataset's action and state statistics, 16 hex digits.
-
-    Args:
-        stats: LeRobot's dataset statistics: feature -> {"min", "max", "mean", "std"}. Numbers are rounded
-            to six digits, so that a round trip through a file does not change the hash.
-    """
-    rounded = {
-        f"{name}/{key}": [
-            f"{value:.5e}" for value in np.ravel(np.asarray(stats[name][key], dtype=np.float64))
-        ]
-        for name in sorted(stats)
-        if name == "action" or name == "observation.state"
-        for key in ("min", "max", "mean", "std")
-        if key in stats[name]
-    }
-    return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def compare_statistics(
-    dataset_stats: Mapping[str, Mapping[str, Any]],
-    *,
-    action_spec: ActionSpec | None = None,
-    bounded: bool = True,
-    state_stats: Mapping[str, Any] | None = None,
-    tolerance: float = STATISTICS_TOLERANCE,
-) -> list[str]:
-    """Where a trained model's idea of actions and state differs from a dataset's.
-
-    Args:
-        dataset_stats: LeRobot's dataset statistics.
-        action_spec: What the model's decoder assumes about actions.
-        bounded: Whether the decoder ends in a tanh (Seer's does), so that an action beyond its scale cannot
-            be expressed at all. It must then cover the dataset's range, and the dataset use a good part of
-            it. A linear decoder (ACT's) must fit the dataset's mean and spread.
-        state_stats: ``{"mean": (S,), "std": (S,)}`` with which the model standardises the state.
-        tolerance: Allowed difference of the state, as a fraction of its standard deviation.
-
-    Returns:
-        One line per differing dimension; empty if they agree.
-    """
-    found: list[str] = []
-    if action_spec is not None:
-        found += _action_differences(action_spec, dataset_stats["action"], bounded)
-    if state_stats is not None:
-        found += _state_differences(state_stats, dataset_stats["observation.state"], tolerance)
-    return found
-
-
-def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: bool) -> list[str]:
-    dims = np.size(stats["min"])
-    if dims != spec.dim:
-        return [f"action: the model gives {spec.dim} numbers, the dataset has {dims}"]
-    offset, scale = np.asarray(spec.offset), np.asarray(spec.scale)
-    # The dataset in the decoder's own units; the same data gives -1..1 (bounded) or mean 0 and std 1.
-    low, high = (_numbers(stats[key], offset, scale) for key in ("min", "max"))
-    constant = high <= low
-    if bounded:
-        reach = 1.0 + 2 * ACTION_RANGE_TOLERANCE
-        differs = (low < -reach) | (high > reach) | (~constant & (high - low < 2 * NARROWEST_ACTION_RANGE))
-        here = [f"[{o - s:.4g}, {o + s:.4g}]" for o, s in zip(offset, scale, strict=True)]
-    else:
-        mean, std = _numbers(stats["mean"], offset, scale), _numbers(stats["std"], 0.0, scale)
-        differs = ~constant & ((np.abs(mean) > 1.0) | (std > 2.0) | (std < 0.5))
-        here = [f"mean {o:.4g} and spread {s:.4g}" for o, s in zip(offset, scale, strict=True)]
-    data = np.ravel(np.asarray(stats["min"], dtype=np.float64)), np.ravel(np.asarray(stats["max"]))
-    return [
-        f"action {spec.names[i]!r}: the model is scaled to {here[i]}, the dataset reaches from "
-        f"{data[0][i]:.4g} to {data[1][i]:.4g}"
-        for i in np.flatnonzero(differs)
-    ]
-
-
-def _numbers(values: Any, offset: np.ndarray | float, scale: np.ndarray) -> np.ndarray:
-    return (np.ravel(np.asarray(values, dtype=np.float64)) - offset) / scale
-
-
-def _state_differences(model: Mapping[str, Any], data: Mapping[str, Any], tolerance: float) -> list[str]:
-    mean, std, mean_here, std_here = (
-        np.ravel(np.asarray(source[key], dtype=np.float64))
-        for source in (model, data)
-        for key in ("mean", "std")
-    )
-    if mean.shape != mean_here.shape:
-        return [f"state: the model reads {mean.size} numbers, the dataset has {mean_here.size}"]
-    unit = np.maximum(std, 1e-6)
-    differs = (np.abs(mean - mean_here) > tolerance * unit) | (np.abs(std - std_here) > tolerance * unit)
-    return [
-        f"observation.state[{i}]: the model uses mean {mean[i]:.4g}, std {std[i]:.4g}; the dataset has "
-        f"mean {mean_here[i]:.4g}, std {std_here[i]:.4g}"
-        for i in np.flatnonzero(differs)
-    ]

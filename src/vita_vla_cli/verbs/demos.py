@@ -1,8 +1,9 @@
-"""`vita-vla demos record` and `vita-vla demos check`."""
+"""`vita-vla demos record`, `vita-vla demos check` and `vita-vla demos replay`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from vita_vla_cli.recipe import FULL
@@ -17,15 +18,17 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     p = new_verb(
         verbs,
         name,
-        "Record demonstrations of scripted experts, or check a dataset.",
+        "Record demonstrations of scripted experts, or check a dataset and its conventions.",
         "vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root work/first/demos",
         description="The result is a LeRobotDataset; one recorded elsewhere works as well (check it first).",
         examples="vita-vla demos record --tasks easy --episodes 20 --root work/easy/demos\n"
-        "vita-vla demos check work/first/demos",
+        "vita-vla demos check work/first/demos\n"
+        "vita-vla demos replay work/first/demos",
     )
     parts = p.add_subparsers(title="parts", metavar="PART", required=True)
     _add_record(parts)
     _add_check(parts)
+    _add_replay(parts)
 
 
 def _add_record(parts: argparse._SubParsersAction) -> None:
@@ -68,6 +71,26 @@ def _add_check(parts: argparse._SubParsersAction) -> None:
     finish_verb(p, _check)
 
 
+def _add_replay(parts: argparse._SubParsersAction) -> None:
+    p = new_verb(
+        parts,
+        "replay",
+        "Execute recorded actions again and compare what is seen: finds broken conventions.",
+        "vita-vla demos replay work/first/demos",
+        description="Picture orientation, gripper sign and range, rotation representation, action mode, "
+        "control rate and settle steps, each confirmed or broken, with what to set. Exit code 1 if one is "
+        "broken.",
+        examples="vita-vla demos replay work/first/demos --episodes 5 --json work/first/replay.json",
+    )
+    p.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    p.add_argument("--episodes", type=int, default=1, help="of each instruction (default: %(default)s)")
+    p.add_argument(
+        "--simulator", metavar="MODULE:CLASS", help="your own (docs/conventions.md); default: the recording's"
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    finish_verb(p, _replay)
+
+
 def _record(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.record import record
     from lerobot_policy_vita_vla.demos.suite import resolve_tasks
@@ -93,6 +116,17 @@ def _check(args: argparse.Namespace) -> int:
     findings = check_dataset(args.root)
     print(findings)
     return 0 if findings.ok else 1
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.demos.replay import replay
+
+    report = replay(args.root, episodes=args.episodes, simulator=args.simulator)
+    print(report)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return 0 if report.ok else 1
 
 
 def _kept(root: Path) -> str:

@@ -1,0 +1,248 @@
+"""The golden replay: recorded actions are executed again, and what is seen must be what was recorded.
+
+    declared conventions -> play from the recorded start -> states equal?  pictures equal?
+                                 |  no                        |  no           |  no
+                                 |                   play under every         compare in eight
+                        other settle steps,          other assumption:        orientations,
+                        rates, starts                gripper, rotation, ...   two colour orders
+
+The assumption under which everything fits names the broken convention and what to set. Where the declared
+conventions fit, the others are played too, until they fail: what would not have been noticed is reported as
+undecided instead of confirmed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from lerobot_policy_vita_vla.conventions import Conventions, statistics_hash
+from lerobot_policy_vita_vla.demos.replay_data import RecordedEpisode, Recording
+from lerobot_policy_vita_vla.demos.replay_pictures import judge_pictures
+from lerobot_policy_vita_vla.demos.replay_play import Assumption, Played, assumptions, play
+from lerobot_policy_vita_vla.demos.replay_report import BROKEN, CONFIRMED, UNDECIDED, ReplayReport
+from lerobot_policy_vita_vla.demos.replay_start import find_start, judge_state_rotation
+from lerobot_policy_vita_vla.demos.simulator import Simulator, open_simulator
+
+DECLARED = "declared"
+
+PICTURES_PER_EPISODE = 5
+"""Our choice: states tell more than pictures, and pictures cost most."""
+
+EXPLAINS = 0.5
+"""Our choice: an assumption that halves the mean deviation of states is the likeliest explanation, if none
+removes it."""
+
+MOST_EXPLANATIONS = 3
+"""Conventions that may be wrong at once: gripper, rotation, rate."""
+
+
+def replay(
+    root: str | Path,
+    *,
+    episodes: int = 1,
+    simulator: Simulator | str | None = None,
+    pictures: int = PICTURES_PER_EPISODE,
+) -> ReplayReport:
+    """Check a dataset's conventions by executing its actions.
+
+    Args:
+        root: Folder of the dataset.
+        episodes: Episodes of each instruction to replay, spread over the dataset.
+        simulator: A simulator, ``"module:callable"``, or None for the one of the recording's suite.
+        pictures: Pictures to compare in each episode.
+
+    Raises:
+        ValueError: If the dataset cannot be read, or no simulator is known for it.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    began = time.monotonic()
+    recording = Recording(root)
+    given = simulator if simulator is not None and not isinstance(simulator, str) else None
+    sim = given or open_simulator(recording.info, simulator)
+    try:
+        judge = _Judge(recording, sim)
+        for chosen in recording.choose(episodes):
+            judge.episode(recording.episode(*chosen, pictures))
+    finally:
+        if given is None:
+            sim.close()
+    return judge.finish(time.monotonic() - began)
+
+
+class _Judge:
+    """Goes from episode to episode; `meaning` is what the data has turned out to mean so far."""
+
+    def __init__(self, recording: Recording, simulator: Simulator):
+        self.recording, self.sim = recording, simulator
+        declared = recording.info.conventions if recording.info else {}
+        self.declared = Conventions.from_dict(declared) if declared else simulator.conventions
+        self.meaning = self.declared
+        self.report = ReplayReport(str(recording.root))
+        self._repeat = 1
+        self._check_labels()
+
+    def episode(self, episode: RecordedEpisode) -> None:
+        """Replay one episode and note what it shows."""
+        self.report.episodes.append(episode.index)
+        start, self.meaning, start_fits = find_start(self.sim, episode, self.meaning, self.report)
+        base = Assumption(DECLARED, "as declared", self.meaning, self._repeat)
+        played = play(self.sim, start, episode, base, draw=True)
+        worst = float(played.deviation.max())
+        if start_fits and worst <= self.sim.tolerances.path:
+            self.report.measure("path", worst)
+            self._confirm(start, episode, base)
+        elif start_fits:
+            base, played = self._explain(start, episode, base, played)
+        self.meaning, self._repeat = base.conventions, base.repeat
+        fits = start_fits and float(played.deviation.max()) <= self.sim.tolerances.path
+        if fits and not self.report.verdicts.get("trajectory"):
+            self.report.add("trajectory", CONFIRMED, f"states stay within {worst:.1e} of the recorded ones")
+        for judge in (judge_state_rotation, judge_pictures):
+            self.meaning = judge(self.report, self.meaning, self.sim, episode, played, fits)
+
+    def finish(self, seconds: float) -> ReplayReport:
+        """The report, with what would have to be declared."""
+        found = self.declared.differences(self.meaning)
+        self.report.settings = {name: there for name, (_, there) in found.items()}
+        self.report.seconds = seconds
+        info = self.recording.info
+        for package, recorded in (info.versions if info else {}).items():
+            try:
+                here = version(package)
+            except PackageNotFoundError:
+                here = "not installed"
+            if here != recorded:
+                self.report.notes.append(f"recorded with {package} {recorded}, here it is {here}")
+        if not self.report.ok and self.recording.executed != "executed_action":
+            self.report.notes.append(
+                f"the dataset has no executed_action, so {self.recording.executed!r} was replayed: if the "
+                "arm was disturbed while recording, states cannot agree"
+            )
+        return self.report
+
+    def _check_labels(self) -> None:
+        # What meta/ says must fit before anything is executed.
+        recording, report, meaning = self.recording, self.report, self.meaning
+        if recording.fps != meaning.control_hz:
+            report.add(
+                "control_rate",
+                BROKEN,
+                f"meta/info.json says {recording.fps:g} frames per second, the declared control rate is "
+                f"{meaning.control_hz:g} Hz",
+                f'write "fps": {meaning.control_hz:g} into meta/info.json if states agree below; otherwise '
+                "record again at that rate",
+            )
+        for key, size in recording.image_sizes.items():
+            if size != meaning.image_size:
+                report.add(
+                    "image_size",
+                    BROKEN,
+                    f"{key} has {size[0]} x {size[1]} pixels, declared are {meaning.image_size[0]} x "
+                    f"{meaning.image_size[1]}",
+                    f'set "image_size": {list(size)} and evaluate with pictures of this size',
+                )
+                self.meaning = replace(self.meaning, image_size=size)
+        info = recording.info
+        if info and info.statistics_hash and info.statistics_hash != statistics_hash(recording.layout.stats):
+            report.add(
+                "statistics",
+                BROKEN,
+                "meta/stats.json is not the one that was recorded: what was trained before has another scale",
+                "restore meta/stats.json, or train teacher and student again on this dataset",
+            )
+        elif info and info.statistics_hash:
+            report.add("statistics", CONFIRMED, f"hash {info.statistics_hash}")
+
+    def _confirm(self, start, episode: RecordedEpisode, base: Assumption) -> None:
+        # Every other assumption must fail, or this episode does not tell.
+        verdicts = self.report.verdicts
+        told = {name for name, v in verdicts.items() if v.status != UNDECIDED}
+        limit = self.sim.tolerances.path
+        worst: dict[str, tuple[float, str]] = {}
+        for other in assumptions(base, episode.actions, self.sim):
+            if other.convention in told:
+                continue
+            played = play(self.sim, start, episode, other, stop_above=2 * limit)
+            separation = float(played.deviation.max())
+            if separation < worst.get(other.convention, (np.inf, ""))[0]:
+                worst[other.convention] = (separation, other.meaning)
+        for convention, (separation, meaning) in worst.items():
+            told_apart = separation > limit
+            self.report.add(
+                convention,
+                CONFIRMED if told_apart else UNDECIDED,
+                f"if {meaning}, states would differ by {'more than ' if told_apart else ''}"
+                f"{min(separation, 2 * limit):.1e}; allowed are {limit:.1e}",
+                "" if told_apart else "replay more episodes: --episodes 5",
+            )
+
+    def _explain(self, start, episode: RecordedEpisode, base: Assumption, played):
+        # One assumption after the other, as long as each brings the states much nearer.
+        limit, found = self.sim.tolerances.path, played
+        mean, changed = float(found.deviation.mean()), []
+        while float(found.deviation.max()) > limit and len(changed) < MOST_EXPLANATIONS:
+            best = None
+            for other in assumptions(base, episode.actions, self.sim):
+                if other.convention in {a.convention for a in changed}:
+                    continue
+                tried = play(self.sim, start, episode, other, draw=True)
+                score = (float(tried.deviation.max()) > limit, float(tried.deviation.mean()))
+                if best is None or score < best[0]:
+                    best = (score, other, tried)
+            if best is None or (best[0][0] and best[0][1] > EXPLAINS * mean):
+                break
+            (_, mean), base, found = best
+            changed.append(base)
+        explained = float(found.deviation.max()) <= limit
+        for assumption in changed:
+            before = self.meaning.differences(assumption.conventions)
+            self.report.add(
+                assumption.convention,
+                BROKEN,
+                f"{assumption.meaning}: {'then' if explained else 'then best, though not exactly,'} the "
+                f"recorded states appear (episode {episode.index}; as declared they differ by "
+                f"{float(played.deviation.max()):.2g} from frame {_first(played, limit)} on)",
+                self._fix(assumption, {name: there for name, (_, there) in before.items()}),
+            )
+        if not changed:
+            frame = _first(played, limit)
+            self.report.add(
+                "trajectory",
+                BROKEN,
+                f"states leave the recorded ones at frame {frame} of episode {episode.index} "
+                f"({self._where(episode, played, frame)}), and no assumption about gripper, rotation, action "
+                "mode or control rate explains it",
+                "compare controller, robot and physics version with the recording's; check that the dataset "
+                "holds the actions that were executed",
+            )
+        return base, found
+
+    def _fix(self, assumption: Assumption, settings: dict) -> str:
+        if assumption.convention == "control_rate":
+            rate = assumption.conventions.control_hz / assumption.repeat
+            return (
+                f"the frames are {rate:g} per second: record again at {self.sim.conventions.control_hz:g} "
+                "Hz, or train and run everything at that rate"
+            )
+        if assumption.convention == "action_mode":
+            return "record actions in the environment's mode, or use a controller that takes these"
+        text = ", ".join(f'"{name}": {value!r}'.replace("'", '"') for name, value in settings.items())
+        return f'set {text} under "conventions" in meta/vita_vla.json; evaluation then converts'
+
+    def _where(self, episode: RecordedEpisode, played, frame: int) -> str:
+        for key, simulated in played.states.items():
+            if key in episode.states and episode.states[key].shape[1] == simulated.shape[1]:
+                off = np.abs(simulated[frame] - episode.states[key][frame])
+                names = self.recording.state_names(key, len(off))
+                return f"{key} {names[int(off.argmax())]}: {off.max():.2g} off"
+        return "the hand's orientation"
+
+
+def _first(played: Played, limit: float) -> int:
+    return int(np.argmax(played.deviation > limit))

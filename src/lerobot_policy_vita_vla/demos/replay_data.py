@@ -1,0 +1,125 @@
+"""What the golden replay reads of a dataset: numbers of whole episodes, pictures of a few frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lerobot_policy_vita_vla.contracts import EXECUTED_ACTION, PRIVILEGED_STATE
+from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.demos.check_files import PICTURES, read_layout
+from lerobot_policy_vita_vla.demos.check_values import check_episodes, read_columns
+from lerobot_policy_vita_vla.demos.findings import Findings
+
+ACTION, STATE = "action", "observation.state"
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """One episode of a dataset.
+
+    Args:
+        index: Episode index in the dataset.
+        instruction: Its task string.
+        number: Counts the episodes with this instruction from 0.
+        actions: (T, A), as executed.
+        states: Column -> (T, n).
+        pictures: Frame -> camera key -> (H, W, 3) uint8.
+    """
+
+    index: int
+    instruction: str
+    number: int
+    actions: np.ndarray
+    states: dict[str, np.ndarray]
+    pictures: dict[int, dict[str, np.ndarray]]
+
+
+class Recording:
+    """A LeRobotDataset on disk.
+
+    Args:
+        root: Its folder.
+
+    Raises:
+        ValueError: If it cannot be read; lists what `demos check` finds.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser().resolve()
+        layout, found = read_layout(self.root, f"local/{self.root.name}")
+        if layout is not None:
+            columns, more = read_columns(layout)
+            found += more
+            if columns and not more:
+                found += check_episodes(layout, columns, 1)
+        if layout is None or not Findings(found).ok:
+            raise ValueError(f"{self.root} cannot be replayed:\n{Findings(found)}")
+        self.layout, self._columns = layout, columns
+        if missing := [name for name in (ACTION, STATE) if name not in columns]:
+            raise ValueError(f"{self.root} cannot be replayed: it has no {missing}")
+        self.info = RecordingInfo.load(self.root)
+        self.fps: float = layout.info["fps"]
+        self.cameras = layout.keys(*PICTURES)
+        self.executed = EXECUTED_ACTION if EXECUTED_ACTION in columns else ACTION
+        """Column that is replayed."""
+
+    @property
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera key -> height and width as the dataset declares them."""
+        shapes = {key: self.layout.features[key]["shape"] for key in self.cameras}
+        return {k: tuple(s[:2]) if s[-1] == 3 else tuple(s[1:]) for k, s in shapes.items()}
+
+    def state_names(self, column: str, size: int) -> list[str]:
+        """Names of a state's numbers, for messages."""
+        names: Any = self.layout.features[column].get("names")
+        if isinstance(names, dict):
+            names = next(iter(names.values()), None)
+        return [str(n) for n in names] if names and len(names) == size else [str(i) for i in range(size)]
+
+    def choose(self, per_instruction: int) -> list[tuple[int, str, int]]:
+        """(episode index, instruction, number), ``per_instruction`` of each, spread over its episodes."""
+        groups: dict[str, list[int]] = {}
+        for row in self.layout.episodes:
+            groups.setdefault(self._instruction(row), []).append(int(row["episode_index"]))
+        chosen = []
+        for instruction, episodes in groups.items():
+            count = min(per_instruction, len(episodes))
+            numbers = ((np.arange(count) + 0.5) * len(episodes) / count).astype(int)
+            chosen += [(episodes[n], instruction, int(n)) for n in numbers]
+        return chosen
+
+    def episode(self, index: int, instruction: str, number: int, n_pictures: int) -> RecordedEpisode:
+        """Read one episode with pictures of its first and ``n_pictures - 1`` later frames."""
+        rows = np.flatnonzero(self._columns["episode_index"] == index)
+        columns = [key for key in (STATE, PRIVILEGED_STATE) if key in self._columns]
+        frames = np.unique(np.linspace(0, len(rows) - 1, n_pictures).astype(int)) if self.cameras else []
+        return RecordedEpisode(
+            index,
+            instruction,
+            number,
+            self._columns[self.executed][rows].reshape(len(rows), -1),
+            {key: self._columns[key][rows].reshape(len(rows), -1) for key in columns},
+            {int(frame): self._pictures(int(rows[frame])) for frame in frames},
+        )
+
+    def _instruction(self, episode: dict[str, Any]) -> str:
+        first = int(episode["dataset_from_index"])
+        return self.layout.tasks[int(self._columns["task_index"][first])]
+
+    def _pictures(self, row: int) -> dict[str, np.ndarray]:
+        frame = self._dataset[row]
+        return {
+            key: (frame[key].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for key in self.cameras
+        }
+
+    @cached_property
+    def _dataset(self):
+        # Pictures may be PNG files inside parquet or frames of a video: LeRobot reads both.
+        from lerobot.datasets import LeRobotDataset
+
+        return LeRobotDataset(f"local/{self.root.name}", root=self.root)

@@ -1,0 +1,155 @@
+"""Whether recorded pictures are the simulator's, and how they lie if they lie otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lerobot_policy_vita_vla.conventions import ORIENTATIONS, Conventions, match_cameras
+from lerobot_policy_vita_vla.conversion import Conversion, orient, orientation_after
+from lerobot_policy_vita_vla.demos.replay_data import RecordedEpisode
+from lerobot_policy_vita_vla.demos.replay_play import Played
+from lerobot_policy_vita_vla.demos.replay_report import BROKEN, CONFIRMED, UNDECIDED, ReplayReport
+from lerobot_policy_vita_vla.demos.simulator import Simulator
+
+ANOTHER_PICTURE = 0.5
+"""Our choice: the best of sixteen ways is believed if it differs less than half as much as the second."""
+
+
+class Match(NamedTuple):
+    """The way in which a recorded picture is most like the simulator's.
+
+    Args:
+        turn: Orientation of the recorded picture against the one that was expected.
+        swapped: Red and blue are swapped.
+        difference: Mean absolute difference, grey levels.
+        expected: The same for the picture as expected.
+        second: The same for the second best way.
+    """
+
+    turn: str
+    swapped: bool
+    difference: float
+    expected: float
+    second: float
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no other way comes close."""
+        return self.difference < ANOTHER_PICTURE * self.second
+
+
+def match_picture(recorded: np.ndarray, drawn: np.ndarray) -> Match:
+    """Compare a recorded picture with the simulator's in all eight orientations and both colour orders.
+
+    Args:
+        recorded: (H, W, 3) uint8.
+        drawn: (h, w, 3) uint8, as the dataset should have it; shrunk or enlarged to the recorded size.
+    """
+    found: dict[tuple[str, bool], float] = {}
+    for turn in ORIENTATIONS:
+        turned = _resized(orient(drawn, turn), recorded.shape[:2])
+        for swapped in (False, True):
+            other = turned[..., ::-1] if swapped else turned
+            found[turn, swapped] = picture_difference(recorded, other)
+    best = min(found, key=found.get)
+    second = min(value for way, value in found.items() if way != best)
+    return Match(*best, found[best], found["as_drawn", False], second)
+
+
+def picture_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference of two pictures, grey levels of 255."""
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
+
+
+def judge_pictures(
+    report: ReplayReport,
+    meaning: Conventions,
+    simulator: Simulator,
+    episode: RecordedEpisode,
+    played: Played,
+    fits: bool,
+) -> Conventions:
+    """Compare an episode's pictures: orientation and colours by the first, timing by the later ones.
+
+    Args:
+        report: Takes ``image_orientation``, ``colour_order``, ``pictures`` and ``picture_timing``.
+        meaning: Conventions so far.
+        simulator: For its own conventions and tolerances.
+        episode: The recording.
+        played: Its replay, with pictures.
+        fits: Whether states agreed, so that later pictures must, too.
+
+    Returns:
+        The conventions, with the orientation that the first picture shows.
+    """
+    if not played.pictures or not episode.pictures:
+        return meaning
+    limit, world = simulator.tolerances.picture, simulator.conventions
+    names = match_cameras(list(played.pictures[0]), list(episode.pictures[0]), flag="render() keys")
+    for ours, theirs in names.items():
+        drawn = Conversion(meaning, world).pictures(played.pictures[0][ours])
+        found = match_picture(episode.pictures[0][theirs], drawn)
+        where = f"{theirs} in episode {episode.index}"
+        meaning = _judge_orientation(report, meaning, found, where, limit)
+    if not fits or {"image_orientation", "pictures", "colour_order", "image_size"} & set(report.broken):
+        return meaning
+    for frame in (f for f in played.pictures if f > 0):
+        for ours, theirs in names.items():
+            drawn = Conversion(meaning, world).pictures(played.pictures[frame][ours])
+            off = picture_difference(episode.pictures[frame][theirs], drawn)
+            report.measure("picture", off)
+            if off > limit:
+                report.add(
+                    "picture_timing",
+                    BROKEN,
+                    f"{theirs} of frame {frame} of episode {episode.index} is {off:.1f} grey levels off, "
+                    "although states and the first picture agree",
+                    "check that each frame's picture was taken before its action, not after",
+                )
+    return meaning
+
+
+def _judge_orientation(
+    report: ReplayReport, meaning: Conventions, found: Match, where: str, limit: float
+) -> Conventions:
+    expected = meaning.image_orientation
+    if found.expected <= limit:
+        report.measure("picture", found.expected)
+        status = CONFIRMED if found.distinct else UNDECIDED
+        text = f"{expected}: {found.expected:.1f} grey levels off, any other way {found.second:.0f} or more"
+        report.add("image_orientation", status, text)
+        return meaning
+    # Another camera or another render quality looks a little like every orientation, and like none.
+    if not found.distinct or found.difference > max(limit, ANOTHER_PICTURE * found.expected):
+        report.add(
+            "pictures",
+            BROKEN,
+            f"{where} is {found.expected:.0f} grey levels off, and at best {found.difference:.0f} in any "
+            f"orientation (allowed are {limit:g})",
+            "check camera, crop, render quality and picture size of the recording",
+        )
+        return meaning
+    if found.swapped:
+        report.add("colour_order", BROKEN, f"{where} has red and blue swapped", "store pictures as RGB")
+    if found.turn == "as_drawn":
+        return meaning
+    true = orientation_after(expected, found.turn)
+    report.add(
+        "image_orientation",
+        BROKEN,
+        f"{where} is {true}, declared is {expected} ({found.expected:.0f} grey levels off as {expected}, "
+        f"{found.difference:.1f} as {true})",
+        f'set "image_orientation": "{true}" under "conventions" in meta/vita_vla.json; evaluation then '
+        "converts",
+    )
+    return replace(meaning, image_orientation=true)
