@@ -69,7 +69,7 @@ class PositionHeads(nn.Module):
         where = out[..., 0].transpose(1, 2)  # (B, 4, n)
         place = (where.softmax(-1)[..., None] * out[..., 1:].transpose(1, 2)).sum(2)  # (B, 4, 3)
         error = F.smooth_l1_loss(place, points, beta=0.1, reduction="none").mean(-1)
-        return F.cross_entropy(where[inside], target[inside]) / 4 + error[known].mean()
+        return F.cross_entropy(where[inside], target[inside]) + error[known].mean()
 
     def text_loss(self, hidden: Tensor, points: Tensor, known: Tensor) -> Tensor:
         """Loss on hidden states (M, D) with each row's points (M, 4, 3) in units and known (M, 4)."""

@@ -50,7 +50,7 @@ class Recipe:
             positions would be wrong.
     """
 
-    steps: int = 1000
+    steps: int = 3000
     batch_size: int = 32
     lr: float = 1.2e-3
     warmup_fraction: float = 0.05
