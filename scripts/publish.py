@@ -3,8 +3,10 @@
     python scripts/publish.py RUN results/NAME --command "make quickstart" a.teacher=teacher
 
 ``key=label`` takes the success rate of RUN/eval/label; ``key=a-b`` the difference of two labels, paired by
-episode; ``key=FILE.json:field`` a number of a file in RUN, ``key=FILE.json:field/60`` divided. Only text is
-copied (manifest, episodes, results, learning curves, commands): no weights, no videos.
+episode; ``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training
+seeds, from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in RUN,
+``key=FILE.json:field/60`` divided. Only text is copied (manifest, episodes, results, learning curves,
+commands), no weights, no videos; and of RUN and RUN/ablation only what the numbers come from.
 
     python scripts/publish.py results/bench --command "python runs/bench_align.py" a.x=align.json:align_x
 """
@@ -22,21 +24,55 @@ from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
 
 SUMMARY = Path(__file__).resolve().parents[1] / "results" / "summary.json"
 TEXT = ("manifest.json", "ablations.json", "timing.json", "agreement.json")
+ROW_TEXT = ("result.json", "episodes.jsonl", "train_log.jsonl", "command.txt")
+ABLATION = "ablation:"
 
 
-def copy_text(run: Path, target: Path, labels: set[str]) -> None:
-    """Copy what the numbers can be computed from again."""
-    for name in TEXT:
-        if (run / name).is_file():
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / name, target / name)
-    for label in labels:
-        for source in (run / "eval" / label, run / label):
-            for name in ("result.json", "episodes.jsonl", "train_log.jsonl", "command.txt"):
-                if (source / name).is_file():
-                    place = target / source.relative_to(run)
-                    place.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source / name, place / name)
+def copy_text(run: Path, target: Path, numbers: list[str]) -> None:
+    """Copy what the numbers can be computed from again; everything where no number is named."""
+    ablation = [value.startswith(ABLATION) for value in numbers]
+    if not numbers or not all(ablation):
+        folders = [p for label in (run / "eval").glob("*") for p in (label, run / label.name)]
+        _copy(run, target, [run / name for name in TEXT] + [p / name for p in folders for name in ROW_TEXT])
+    if not numbers or any(ablation):
+        of = run / "ablation"
+        folders = [*of.glob("eval/*"), *(p.parent for p in of.glob("students/*/checkpoints"))]
+        files = [run / "manifest.json", of / "ablations.json"]
+        _copy(run, target, files + [p / name for p in folders for name in ROW_TEXT])
+
+
+def _copy(run: Path, target: Path, files: list[Path]) -> None:
+    for file in files:
+        if file.is_file():
+            place = target / file.relative_to(run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+def ablation_number(run: Path, wanted: str) -> tuple[float, int, float, float]:
+    """Two-stage minus a variant at a finetune budget.
+
+    Args:
+        run: Run folder with ``ablation/ablations.json``.
+        wanted: ``VARIANT@STEPS``.
+
+    Returns:
+        Difference of the mean success rates, number of paired episodes (of all seeds), and the limits of the
+        95 % interval over runs and episodes.
+
+    Raises:
+        ValueError: The table does not hold this comparison.
+    """
+    path = run / "ablation" / "ablations.json"
+    found = json.loads(path.read_text())["comparisons"] if path.is_file() else []
+    by_name = {f"{c['variant']}@{c['finetune_steps']}": c for c in found}
+    if wanted not in by_name:
+        raise ValueError(
+            f"{path} has no comparison {wanted!r}, it has {', '.join(by_name) or 'none'}; run `vita-vla "
+            "ablate` with two_stage, this variant and this budget"
+        )
+    c = by_name[wanted]
+    return c["difference"], c["n_episodes"] * c["n_runs_b"], c["low"], c["high"]
 
 
 def main() -> None:
@@ -51,7 +87,7 @@ def main() -> None:
         args.numbers, args.target = [str(args.target), *args.numbers], None
     wanted = dict(item.split("=", 1) for item in args.numbers)
     if args.target is not None:
-        copy_text(args.run, args.target, {p.name for p in (args.run / "eval").glob("*")})
+        copy_text(args.run, args.target, list(wanted.values()))
     today = date.today().isoformat()
     for key, value in wanted.items():
         if ".json:" in value:
@@ -61,7 +97,9 @@ def main() -> None:
             update_summary(SUMMARY, key, number, command=args.command, date=today)
             print(f"{key}: {number:.4g}")
             continue
-        if "-" in value:
+        if value.startswith(ABLATION):
+            number, n, low, high = ablation_number(args.run, value.removeprefix(ABLATION))
+        elif "-" in value:
             first, second = (outcomes(args.run / "eval" / label) for label in value.split("-"))
             paired = paired_comparison(first, second)
             number, n, low, high = (paired[k] for k in ("difference", "n", "low", "high"))

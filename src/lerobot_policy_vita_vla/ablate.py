@@ -4,6 +4,10 @@ A variant is two lists of changed settings, one per stage; everything else is sh
 VLM, steps, batch size, seed, episodes. Variants that agree on stage 1 share its checkpoint. Each training run
 is the same command line that a user would type, so every row of the table can be repeated by hand; finished
 runs are kept and skipped when the command is given again.
+
+The same command may run in several processes at a time: each takes what no other is at. All students are
+trained before the first plays, because training times stand in the table and decide what equal time is: no
+simulator may run beside them.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from lerobot_policy_vita_vla.training.sharing import Busy, claim, each_once
 
 CLI = (sys.executable, "-m", "vita_vla_cli")
 TRAINED = Path("checkpoints/last/pretrained_model")
@@ -116,98 +122,95 @@ def run_ablation(
         episodes_keep_videos: Videos of failures and successes to keep per task.
 
     Returns:
-        One row per job: label, variant, finetune_steps, seed, success_rate, low, high, n_episodes, seconds.
+        One row per job: label, variant, why, finetune_steps, steps (trained in the last stage), seed,
+        train_seconds (of that stage), success_rate, low, high, n_episodes.
 
     Raises:
-        ValueError: A variant that does not exist.
+        ValueError: A variant that does not exist, or one that needs another to be trained first.
         RuntimeError: A training run failed; what was finished before it is kept.
     """
+    from lerobot_policy_vita_vla.evaluation.ablations import compare_with_two_stage
     from lerobot_policy_vita_vla.evaluation.manifest import load_manifest
-    from lerobot_policy_vita_vla.evaluation.results import write_json
+    from lerobot_policy_vita_vla.evaluation.results import RESULT_FILE, write_json
     from lerobot_policy_vita_vla.evaluation.runner import evaluate
 
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variants {unknown}; there are: {', '.join(VARIANTS)}")
-    run.mkdir(parents=True, exist_ok=True)
+    students = run / "students"
+    students.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        # align_only is the same at every finetune budget
+        Job(name, 0 if VARIANTS[name].finetune is None else steps, seed)
+        for seed in seeds
+        for steps in finetune_steps
+        for name in variants
+    ]
+    jobs = list(dict.fromkeys(jobs))
+    _check_references(jobs, students)
     common = ["--demos", str(demos), "--teacher", str(teacher), "--vlm", vlm]
     common += ["--batch-size", str(batch_size)]
+    aligning, finetuning = [*settings, *align_settings], [*settings, *finetune_settings]
     episodes = load_manifest(manifest)
-    rows = []
-    for seed in seeds:
-        for steps in finetune_steps:
-            for name in variants:
-                job = Job(name, 0 if VARIANTS[name].finetune is None else steps, seed)
-                if any(row["label"] == job.name for row in rows):
-                    continue  # align_only is the same at every finetune budget
-                trained = _train(
-                    job,
-                    run / "students",
-                    common,
-                    align_steps,
-                    [*settings, *align_settings],
-                    [*settings, *finetune_settings],
-                )
-                result = evaluate(
-                    trained / TRAINED,
-                    episodes,
-                    run / "eval" / job.name,
-                    label=job.name,
-                    workers=workers,
-                    videos_per_task=(episodes_keep_videos, episodes_keep_videos),
-                )
-                rows.append(
-                    {
-                        "label": job.name,
-                        "variant": name,
-                        "why": VARIANTS[name].why,
-                        "finetune_steps": job.finetune_steps,
-                        "steps": _trained_steps(trained),
-                        "seed": seed,
-                        "train_seconds": _seconds(trained),
-                        **result["overall"],
-                    }
-                )
-                table = {"rows": rows, "comparisons": compare_with_two_stage(rows, run / "eval")}
-                write_json(run / "ablations.json", table)
-    return rows
+    trained: dict[Job, Path] = {}
+    rows: dict[Job, dict] = {}
 
+    def train(job: Job) -> None:
+        trained[job] = _train(job, students, common, align_steps, aligning, finetuning)
 
-def compare_with_two_stage(rows: Sequence[dict], eval_folder: Path) -> list[dict]:
-    """Two-stage minus every other variant at the same finetune budget, over the training seeds they share.
-
-    Args:
-        rows: The table's rows.
-        eval_folder: Holds one folder of episodes per row, named by its label.
-
-    Returns:
-        One entry per variant and budget: ``variant``, ``finetune_steps``, and what
-        `evaluation.statistics.seed_comparison` gives (difference with a bootstrap interval over runs and
-        episodes) plus ``p_value``, the exact McNemar test over all paired episodes.
-    """
-    from lerobot_policy_vita_vla.evaluation.results import outcomes
-    from lerobot_policy_vita_vla.evaluation.statistics import mcnemar_exact, seed_comparison
-
-    by_key = {(row["variant"], row["finetune_steps"], row["seed"]): row["label"] for row in rows}
-    found = []
-    for variant, steps in sorted({(v, n) for v, n, _ in by_key if v != "two_stage"}):
-        for budget in sorted({n for v, n, _ in by_key if v == "two_stage"}) if steps == 0 else [steps]:
-            seeds = [
-                seed
-                for v, n, seed in by_key
-                if (v, n) == (variant, steps) and ("two_stage", budget, seed) in by_key
-            ]
-            if not seeds:
-                continue
-            ours, theirs = (
-                [outcomes(eval_folder / by_key[name, n, seed]) for seed in seeds]
-                for name, n in (("two_stage", budget), (variant, steps))
+    def play(job: Job) -> None:
+        with claim(students / f"{job.name}.eval"):
+            known = (run / "eval" / job.name / RESULT_FILE).is_file()
+            result = evaluate(
+                trained[job] / TRAINED,
+                episodes,
+                run / "eval" / job.name,
+                label=job.name,
+                workers=workers,
+                videos_per_task=(episodes_keep_videos, episodes_keep_videos),
             )
-            pairs = [(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) for key in a]
-            p_value = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True)))
-            comparison = seed_comparison(ours, theirs)
-            found.append({"variant": variant, "finetune_steps": budget, **comparison, "p_value": p_value})
-    return found
+        rows[job] = _row(job, trained[job], result)
+        if not known:
+            write_table()
+
+    def write_table() -> None:
+        # While several processes play, each writes what it has seen; all of them end with the whole table.
+        seen = [rows[job] for job in jobs if job in rows]
+        table = {"rows": seen, "comparisons": compare_with_two_stage(seen, run / "eval")}
+        write_json(run / "ablations.json", table)
+
+    each_once(jobs, train)
+    each_once(jobs, play)
+    write_table()
+    return [rows[job] for job in jobs]
+
+
+def _row(job: Job, trained: Path, result: dict) -> dict:
+    return {
+        "label": job.name,
+        "variant": job.variant,
+        "why": VARIANTS[job.variant].why,
+        "finetune_steps": job.finetune_steps,
+        "steps": _trained_steps(trained),
+        "seed": job.seed,
+        "train_seconds": _seconds(trained),
+        **result["overall"],
+    }
+
+
+def _reference(job: Job) -> Job:
+    return replace(job, variant="two_stage")
+
+
+def _check_references(jobs: Sequence[Job], students: Path) -> None:
+    """Refuse equal time with a two-stage that neither is trained nor will be, before anything trains."""
+    for job in (job for job in jobs if VARIANTS[job.variant].equal_compute):
+        needed = _reference(job)
+        if needed not in jobs and not _finished(students / needed.name):
+            raise ValueError(
+                f"{job.variant} takes as long as two_stage with {job.finetune_steps} finetune steps and seed "
+                f"{job.seed}, which is not trained: add two_stage to the list of variants"
+            )
 
 
 def _train(
@@ -218,36 +221,45 @@ def _train(
     align_settings: list[str],
     finetune_settings: list[str],
 ) -> Path:
-    variant = VARIANTS[job.variant]
-    seed = ["--seed", str(job.seed)]
-    align = None
-    if variant.align is not None:
+    def align_run(variant: Variant) -> tuple[Path, list[str]]:
         changed = [*align_settings, *variant.align]
         key = hashlib.sha256(" ".join(changed).encode()).hexdigest()[:8]
-        align = students / f"align-{align_steps}-{key}-seed{job.seed}"
+        return students / f"align-{align_steps}-{key}-seed{job.seed}", changed
+
+    variant = VARIANTS[job.variant]
+    seed = ["--seed", str(job.seed)]
+    start = ["--only-finetune"]
+    if variant.align is not None:
+        align, changed = align_run(variant)
         _run("align", align, [*common, *seed, "--steps", str(align_steps), *changed])
         if variant.finetune is None:
             return align
+        start = ["--from", str(align)]
     steps, out = job.finetune_steps, students / job.name
     if variant.equal_compute:
-        steps += _equal_compute_steps(students, job)
-    start = ["--only-finetune"] if align is None else ["--from", str(align)]
+        align, _ = align_run(VARIANTS["two_stage"])
+        steps += _equal_compute_steps(align, students / _reference(job).name)
     changed = [*finetune_settings, *variant.finetune]
     _run("finetune", out, [*common, *seed, *start, "--steps", str(steps), *changed])
     return out
 
 
+def _finished(out: Path) -> bool:
+    return (out / TRAINED / "config.json").exists()
+
+
 def _run(verb: str, out: Path, arguments: list[str]) -> None:
-    """Run one training command unless its checkpoint is there already."""
-    if (out / TRAINED / "config.json").exists():
-        return
-    if out.exists():  # a run that was interrupted before its only checkpoint
-        out.rename(out.with_name(f"{out.name}.interrupted-{int(out.stat().st_mtime)}"))
+    """Run one training command unless its checkpoint is there already; `Busy` where another process does."""
     command = [*CLI, verb, *arguments, "--out", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     log = out.parent / f"{out.name}.log"
-    with log.open("w") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
+    with claim(out):
+        if _finished(out):
+            return
+        if out.exists():  # a run that was interrupted before its only checkpoint
+            out.rename(out.with_name(f"{out.name}.interrupted-{int(out.stat().st_mtime)}"))
+        with log.open("w") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         tail = "\n".join(log.read_text().splitlines()[-8:])
         raise RuntimeError(
@@ -272,12 +284,9 @@ def _seconds(run: Path) -> float:
     return round(_step_seconds(run) * _trained_steps(run), 1)
 
 
-def _equal_compute_steps(students: Path, job: Job) -> int:
+def _equal_compute_steps(align: Path, reference: Path) -> int:
     """Finetune steps that take as long as two-stage's stage 1 with the same seed did."""
-    aligns = [
-        path for path in students.glob(f"align-*-seed{job.seed}") if (path / "train_log.jsonl").exists()
-    ]
-    reference = students / Job("two_stage", job.finetune_steps, job.seed).name
-    if not aligns or not (reference / "train_log.jsonl").exists():
-        raise ValueError("only_finetune_equal_compute needs two_stage before it in the list of variants")
-    return round(_seconds(aligns[0]) / _step_seconds(reference))
+    with claim(reference):  # its times are known once its process has let go of it
+        if not _finished(reference):
+            raise Busy(reference)
+        return round(_seconds(align) / _step_seconds(reference))
