@@ -3,8 +3,9 @@
     nice -n 19 python runs/measure_convert.py --work work/convert
 
 Hardware: any with 40 GiB of free disk; needs no GPU. About ten minutes on two cores. It writes synthetic
-shards with the names, shapes and sizes of VITA-1.5-7B (bfloat16, about 5 GB each, image encoder inside, an audio
-encoder of 0.7 GB to be left out), converts them in a child process and removes them.
+shards with the names, shapes and sizes of VITA-1.5-7B (bfloat16, about 5 GB each, image encoder inside, an
+audio encoder of 0.7 GB to be left out), converts them in a child process and removes them; once as
+safetensors and once as pickled .bin.
 
 `convert_peak_gib` is the highest resident memory of the child (VmHWM, mapped files counted) minus what was
 resident before the conversion, when everything was imported. The bound is two shards of the source.
@@ -124,7 +125,7 @@ def child(source: Path, destination: Path) -> None:
 
 def measure(work: Path, shard_bytes: int, form: str) -> dict:
     shutil.rmtree(work, ignore_errors=True)
-    source, destination = work / "source", work / "converted"
+    source = work / "source"
     source.mkdir(parents=True)
     write_settings(source)
     try:

@@ -58,7 +58,6 @@ OPTIONAL = (
     "hidden_act",
     "attention_dropout",
     "initializer_range",
-    "rope_scaling",
     "use_sliding_window",
     "sliding_window",
     "max_window_layers",
@@ -71,6 +70,7 @@ REQUIRED_VALUES = {
     "mm_projector_type": ("mlp2x_gelu",),
     "tie_word_embeddings": (False,),
     "use_s2": (False, None),
+    "rope_scaling": (None,),
     "mm_vision_select_layer": (-1, None),
 }
 """What the conversion is right for. VITA-1.0 (a mixture of experts), other projectors and other layers of the
@@ -136,8 +136,10 @@ def build_processor(source: Path, config: VitaVLConfig, image_size: int) -> Vita
         ValueError: The tokenizer does not belong to the weights, or the size does not divide into tokens.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, config=config.text_config, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=config.text_config, padding_side="left", local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise ValueError(f"the tokenizer in {source} cannot be read ({error}); download it again") from error
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
@@ -148,7 +150,6 @@ def build_processor(source: Path, config: VitaVLConfig, image_size: int) -> Vita
             f"the tokenizer in {source} has {len(tokenizer)} tokens, the model's vocabulary "
             f"{config.text_config.vocab_size}; the files are not of one checkpoint, download it again"
         )
-    tokenizer.padding_side = "left"
     processor = VitaVLProcessor(
         GotOcr2ImageProcessor(
             size={"height": image_size, "width": image_size},

@@ -145,7 +145,7 @@ def _load_pickled(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than weights, which may be code, or is damaged; {AGAIN} from the publisher, "
             "as safetensors if there is a choice"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} is damaged or cut short ({reason}); {AGAIN}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
