@@ -2,7 +2,7 @@
 # Two-stage against only-finetune on the five tasks: three finetune budgets, three training seeds, one manifest,
 # at equal finetune steps and at equal total time.
 #
-# Hardware: two CPU cores with AMX, no GPU. Wall time: about 90 min after runs/five_tasks.sh, whose
+# Hardware: two CPU cores with AMX, no GPU. Wall time: about 45 min after runs/five_tasks.sh, whose
 # demonstrations, teacher and manifest it uses. Continues where it was stopped.
 # Expected: results/budgets/ and the keys a.two_stage_minus_only_ft* of results/summary.json.
 #
@@ -15,7 +15,7 @@ CORES=$(nproc)
 PROCESSES=${PROCESSES:-$((CORES < 2 ? CORES : 2))}
 
 ABLATE=(.venv/bin/vita-vla ablate "$RUN" --variants two_stage,only_finetune,only_finetune_equal_compute
-  --finetune-steps 100,300,600 --seeds 0,1,2)
+  --finetune-steps 30,100,300 --seeds 0,1,2)
 
 if [ "$PROCESSES" -gt 1 ]; then
   export OMP_NUM_THREADS=1
@@ -39,8 +39,8 @@ fi
 
 .venv/bin/python scripts/publish.py "$RUN" results/budgets --command "bash runs/budgets.sh" \
   a.two_stage_minus_only_ft=ablation:only_finetune@300 \
+  a.two_stage_minus_only_ft_30=ablation:only_finetune@30 \
   a.two_stage_minus_only_ft_100=ablation:only_finetune@100 \
-  a.two_stage_minus_only_ft_600=ablation:only_finetune@600 \
   a.two_stage_minus_only_ft_equal_compute=ablation:only_finetune_equal_compute@300
 .venv/bin/vita-vla report "$RUN"
 .venv/bin/python scripts/readme_tables.py
