@@ -1,4 +1,4 @@
-"""Memory and time of `vita-vla vlm convert vita-1.5` at the real shapes, into results/bench/convert.json.
+"""Memory and time of `vita-vla vlm convert` at the real shapes, into results/bench/convert.json.
 
     nice -n 19 python runs/measure_convert.py --work work/convert
 
