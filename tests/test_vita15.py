@@ -146,7 +146,9 @@ def test_own_image_encoder_goes_before_the_second_folders(tmp_path, folder):
 
 def test_half_precision_is_moved_bit_for_bit(tmp_path):
     source = write_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
-    made = all_weights(convert(source, tmp_path / "out", vision=tmp_path / "vision"))
+    made = convert(source, tmp_path / "new" / "out", vision=tmp_path / "vision")
+    assert json.loads((made / "config.json").read_text())["dtype"] == "bfloat16"
+    made = all_weights(made)
     others, encoder = random_weights(dtype=torch.bfloat16)
     assert {value.dtype for value in made.values()} == {torch.bfloat16}
     # Halving is exact, so doubling gives the published weight back.
@@ -157,7 +159,6 @@ def test_half_precision_is_moved_bit_for_bit(tmp_path):
     fused = torch.cat([made[f"model.vision_tower.encoder.layer.1.attention.{n}_proj.bias"] for n in "qkv"])
     assert torch.equal(fused, encoder["encoder.layers.1.attn.qkv.bias"])
     assert not any("audio" in name for name in made)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_types_are_only_changed_on_request(tmp_path):

@@ -225,6 +225,9 @@ def test_full_disk_is_noticed_before_writing(source, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=100_000)
     monkeypatch.setattr(vita15_convert.shutil, "disk_usage", lambda path: usage)
     refused(source, tmp_path, "0.0 GiB free, the converted weights need")
+    with pytest.raises(ValueError, match="GiB free"):
+        convert(source, tmp_path / "new" / "out", vision=source.with_name("vision"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])

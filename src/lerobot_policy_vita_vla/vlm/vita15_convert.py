@@ -124,9 +124,9 @@ def plan_moves(config: VitaVLConfig, source: Path, vision: Path | None) -> list[
     )
     moves = []
     for target, shape in shapes.items():
-        made = names.origin(target)
-        origin = encoder_stored[prefix + made.name] if made.vision else stored[made.name]
-        moves.append(Move(target, shape, origin, made))
+        origin = names.origin(target)
+        tensor = encoder_stored[prefix + origin.name] if origin.vision else stored[origin.name]
+        moves.append(Move(target, shape, tensor, origin))
     # By shard, then by tensor: the three thirds of one tensor, and what lies side by side, are read together.
     return sorted(moves, key=lambda move: (move.stored.file, move.stored.name, move.origin.third or 0))
 
@@ -174,7 +174,7 @@ def _check(folder: Path, expected: dict[str, tuple[int, ...]], stored: dict[str,
     if found:
         raise ValueError(
             f"the tensors in {folder} are not those that its config.json describes: {'; '.join(found)}. "
-            "Download all of its files again; if that changes nothing, it is not the published VITA-1.5"
+            "Download all of its files again; if that changes nothing, it holds another model"
         )
 
 
@@ -208,15 +208,15 @@ def _folder(destination: Path, weight_bytes: int) -> Iterator[Path]:
             f"{unfinished} is there: another conversion is running, or one was killed; in that case remove "
             f"it: rm -r {unfinished}"
         )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(destination.parent).free
+    disk = next(folder for folder in destination.absolute().parents if folder.exists())
+    free = shutil.disk_usage(disk).free
     if free < weight_bytes:
         raise ValueError(
-            f"the disk that holds {destination.parent} has {free / 2**30:.1f} GiB free, the converted "
+            f"the disk that holds {disk} has {free / 2**30:.1f} GiB free, the converted "
             f"weights need {weight_bytes / 2**30:.1f} GiB; free some space or choose a folder on another disk"
         )
+    unfinished.mkdir(parents=True)
     try:
-        unfinished.mkdir()
         yield unfinished
         unfinished.rename(destination)
     except BaseException:  # an interruption must not leave gigabytes behind either
