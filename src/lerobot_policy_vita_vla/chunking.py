@@ -75,7 +75,7 @@ class ObservationHistory:
     """The last H observations, stacked on a new axis after the batch: (B, H, ...).
 
     Shorter histories are filled by repeating the first observation, which is what LeRobot's dataset does at
-    an episode's start.
+    an episode's start; as there, ``<key>_is_pad`` (B, H) is True for what was filled in.
 
     Args:
         n_obs_steps: H.
@@ -97,4 +97,7 @@ class ObservationHistory:
             past.append(batch[key])
             frames = [past[0]] * (self.n_obs_steps - len(past)) + list(past)
             stacked[key] = torch.stack(frames, dim=1)
+            if self.n_obs_steps > 1:
+                is_pad = torch.arange(self.n_obs_steps) < self.n_obs_steps - len(past)
+                stacked[f"{key}_is_pad"] = is_pad.repeat(len(batch[key]), 1)
         return stacked

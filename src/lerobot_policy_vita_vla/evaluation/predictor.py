@@ -121,6 +121,10 @@ class PolicyPredictor:
         picture = batch.pop("observation.image")
         if self._camera is not None:
             batch[self._camera] = picture
+        if all(f"{STATE}_is_pad" in row for row in observations):
+            # Which steps of the history lie before the episode's start, as LeRobot's dataset says it.
+            rows = [torch.as_tensor(row[f"{STATE}_is_pad"]) for row in observations]
+            batch["observation.state_is_pad"] = torch.stack(rows)
         return {**batch, "task": [row["task"] for row in observations]}
 
 

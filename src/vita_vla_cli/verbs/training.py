@@ -11,7 +11,7 @@ from pathlib import Path
 from vita_vla_cli import training_line
 from vita_vla_cli.environment import fast_dtype
 from vita_vla_cli.recipe import FULL
-from vita_vla_cli.verbs import finish_verb, new_verb
+from vita_vla_cli.verbs import finish_verb, new_verb, teacher_import
 
 SUMMARIES = {
     "teacher": "Train the small action model that the VLM will learn from.",
@@ -27,7 +27,8 @@ MORE_EXAMPLES = {
     "teacher": """\
 vita-vla teacher --demos work/first/demos --preset base --steps 20000 --device cuda
 vita-vla teacher --demos work/first/demos --policy.type=act --out work/first/act
-vita-vla teacher --demos work/first/demos --resume --steps 2000""",
+vita-vla teacher --demos work/first/demos --resume --steps 2000
+vita-vla teacher import seer 33.pth work/seer --layout libero --mae mae --clip clip""",
     "align": """\
 vita-vla align --demos work/first/demos --teacher work/first/teacher --steps 1000 --policy.align_loss=norm
 vita-vla align --demos work/first/demos --teacher work/first/teacher --vlm org/model --online
@@ -53,7 +54,10 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         verbs, name, SUMMARIES[name], EXAMPLES[name], description=DESCRIPTION, examples=MORE_EXAMPLES[name]
     )
     steps, batch, lr, _ = FULL.stage(name)
-    p.add_argument("--demos", type=Path, required=True, metavar="ROOT", help="folder of the LeRobotDataset")
+    # `teacher import` needs none, so that the flag cannot be argparse's to require.
+    p.add_argument(
+        "--demos", type=Path, required=name != "teacher", metavar="ROOT", help="folder of the LeRobotDataset"
+    )
     if name == "teacher":
         p.add_argument(
             "--preset", default="tiny", choices=("tiny", "base", "large"), help="size (default: tiny)"
@@ -108,10 +112,14 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     finish_verb(
         p, lambda args: run(name, args), kept=_kept, memory_hint=MEMORY, takes_lerobot_flags=True, hub=True
     )
+    if name == "teacher":
+        teacher_import.add(p)
 
 
 def run(name: str, args: argparse.Namespace) -> int:
     """Compose, print, train."""
+    if args.demos is None:
+        args.parser.error("the following arguments are required: --demos")
     args.out = args.out or args.demos.parent / _default_out(name, args)
     argv = _resume(args) if args.resume else _fresh(name, args)
     print("equivalent: " + shlex.join(["lerobot-train", *argv]))

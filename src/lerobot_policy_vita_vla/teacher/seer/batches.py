@@ -39,6 +39,23 @@ def observations(batch: dict[str, Any], config: SeerConfig, n_steps: int) -> tup
     return stack_cameras(images, config.image_size), state, list(batch["task"])
 
 
+def padded_steps(batch: dict[str, Any], n_steps: int) -> Tensor | None:
+    """How many of ``n_steps`` lie before the episode's start, (B,); None where the batch does not say."""
+    is_pad = batch.get(f"{STATE}_is_pad")
+    return None if is_pad is None else is_pad[:, -n_steps:].sum(1)
+
+
+def shift_steps(value_BH: Tensor, steps_B: Tensor) -> Tensor:
+    """Move each sample's steps (B, H, ...) forward in time by its own number; the ends repeat what is there.
+
+    With a history's number of padded steps it puts the real ones in front and repeats the last behind them
+    (Seer's evaluation), which changes nothing in front: no step reads a later one. Minus that number undoes it.
+    """
+    b, h = value_BH.shape[:2]
+    step_BH = torch.arange(h, device=value_BH.device) + steps_B.to(value_BH.device)[:, None]
+    return value_BH[torch.arange(b, device=value_BH.device)[:, None], step_BH.clamp(0, h - 1)]
+
+
 def training_batch(batch: dict[str, Any], config: SeerConfig, *, augmented: bool) -> SeerBatch:
     """Split a training batch into what is seen, what is to be done and what is to be foreseen.
 

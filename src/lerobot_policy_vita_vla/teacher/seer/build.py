@@ -47,7 +47,10 @@ def build_network(config: SeerConfig, *, load_pretrained: bool) -> SeerNetwork:
     if frozen:
         image = PretrainedImageEncoder(vit=_mae(config, load_pretrained), n_queries=config.resampler_queries)
         state = SplitStateEncoder(
-            state_dim=config.state_dim, gripper_dims=config.gripper_state_dims, width=config.width
+            state_dim=config.state_dim,
+            gripper_dims=config.gripper_state_dims,
+            width=config.width,
+            one_hot=config.gripper_state_one_hot,
         )
     else:
         image = ConvImageEncoder(
@@ -69,6 +72,7 @@ def build_network(config: SeerConfig, *, load_pretrained: bool) -> SeerNetwork:
             image_tokens=image.n_tokens,
             foresight_tokens=config.foresight_tokens,
             action_tokens=config.chunk_size,
+            queries_read_peers=config.queries_read_peers,
         ),
         n_obs_steps=config.n_obs_steps,
         width=config.width,

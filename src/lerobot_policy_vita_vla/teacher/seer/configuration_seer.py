@@ -13,6 +13,7 @@ from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE, r
 from lerobot_policy_vita_vla.teacher.seer.presets import PRESETS, SeerPreset
 
 DTYPES = ("float32", "bfloat16")
+HISTORIES = ("repeat", "grow")
 
 # LeRobot's cosine schedule shrinks itself to the run's number of steps when that is smaller than its own;
 # with this many, warm-up and decay span exactly ``warmup_fraction`` and all of every run.
@@ -29,6 +30,8 @@ class SeerConfig(PreTrainedConfig):
     Args:
         preset: ``"tiny"`` (CPU), ``"base"`` or ``"large"`` (the published networks).
         n_obs_steps: H, time steps of observation (paper: 7 on LIBERO, 10 on CALVIN; 1 is our fast default).
+        history: What stands for steps before an episode's start. ``"repeat"``: its first observation, as in
+            LeRobot's datasets. ``"grow"``: nothing; the history grows from 1 to H steps (Seer's evaluation).
         chunk_size: T, actions predicted per step (paper: 3).
         n_action_steps: Actions executed before the next prediction, 1..chunk_size.
         temporal_ensemble_coeff: m of temporal ensembling (paper's evaluation: 0.01), or None.
@@ -38,6 +41,7 @@ class SeerConfig(PreTrainedConfig):
         n_heads: Attention heads per block.
         resampler_queries: Image tokens per camera of the Perceiver resampler.
         foresight_tokens: Foresight queries per camera, a square number.
+        queries_read_peers: Whether foresight queries read each other, and action queries each other.
         image_size: Pixels per side at the encoder; pictures of another size are resized. None with the conv
             encoder keeps the recorded size.
         conv_layers: 3 or 4 convolutions of the conv encoder; the fourth sees more context and finds small
@@ -48,6 +52,8 @@ class SeerConfig(PreTrainedConfig):
         text_config: Filled in: the frozen text model's own configuration.
         gripper_state_dims: Which numbers of the state are the gripper's (published networks encode them
             apart); None takes those whose name contains "gripper".
+        gripper_state_one_hot: The gripper's state is one number, -1 closed or 1 open, and is encoded as one
+            of two classes (Seer on CALVIN) instead of as it is.
         gripper_dims: Which action dimensions are the gripper; None takes those whose name contains "gripper".
         gripper_kind: ``"binary"``, ``"continuous"`` or ``"auto"`` (from the dataset's statistics).
         action_spec: Filled in: meaning and scale of the action dimensions (`contracts.ActionSpec`).
@@ -79,6 +85,7 @@ class SeerConfig(PreTrainedConfig):
 
     preset: str = "tiny"
     n_obs_steps: int = 1
+    history: str = "repeat"
     chunk_size: int = 3
     n_action_steps: int = 3
     temporal_ensemble_coeff: float | None = None
@@ -95,6 +102,7 @@ class SeerConfig(PreTrainedConfig):
     n_heads: int | None = None
     resampler_queries: int | None = None
     foresight_tokens: int | None = None
+    queries_read_peers: bool | None = None
     image_size: int | None = None
     conv_layers: int = 4
     vision_encoder: str = "facebook/vit-mae-base"
@@ -103,6 +111,7 @@ class SeerConfig(PreTrainedConfig):
     text_config: dict[str, Any] = field(default_factory=dict)
 
     gripper_state_dims: list[int] | None = None
+    gripper_state_one_hot: bool = False
     gripper_dims: list[int] | None = None
     gripper_kind: str = "auto"
     action_spec: dict[str, Any] = field(default_factory=dict)
@@ -147,6 +156,7 @@ class SeerConfig(PreTrainedConfig):
         _check_choice("encoder", self.encoder, ("conv", "pretrained"))
         _check_choice("gripper_kind", self.gripper_kind, (*GRIPPER_KINDS, "auto"))
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("history", self.history, HISTORIES)
         _check_choice("conv_layers", self.conv_layers, (3, 4))
         if self.n_obs_steps < 1:
             raise ValueError(f"n_obs_steps must be at least 1, got {self.n_obs_steps}")

@@ -64,6 +64,10 @@ def fill_statistics(network: SeerNetwork, config: SeerConfig, stats: dict[str, A
         return
     network.state_mean.copy_(torch.as_tensor(stats[STATE]["mean"]).flatten())
     network.state_std.copy_(torch.as_tensor(stats[STATE]["std"]).flatten().clamp_min(SMALLEST_STD))
+    if config.gripper_state_one_hot:
+        # A class is told by the raw number.
+        network.state_mean[config.gripper_state_dims] = 0.0
+        network.state_std[config.gripper_state_dims] = 1.0
     if config.auxiliary_weight > 0:
         mean = torch.as_tensor(stats[PRIVILEGED_STATE]["mean"]).flatten()
         network.auxiliary_mean.copy_(mean[config.auxiliary_indices])

@@ -8,10 +8,11 @@ One time step (Seer's order), with N cameras::
 H such steps follow each other, oldest first. A token reads
 
 * the observed tokens of its own and of earlier steps, whatever it is;
-* the foresight tokens of its own step, if it is itself foresight or action;
-* the action tokens of its own step, if it is itself an action token.
+* the foresight tokens of its own step, if it is itself an action token;
+* the tokens of its own kind and step, if it is itself foresight or action, and ``queries_read_peers``.
 
-So nothing reads the future, and predictions never leak into what other steps read.
+So nothing reads the future, and predictions never leak into what other steps read. In the published networks
+``queries_read_peers`` is False: a query there reads neither its neighbours nor even itself (Seer's code).
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class StepLayout:
         image_tokens: Q, image tokens per camera.
         foresight_tokens: F, foresight queries per camera.
         action_tokens: T, the chunk size.
+        queries_read_peers: Foresight reads foresight, action reads action, within a step.
     """
 
     n_cameras: int
     image_tokens: int
     foresight_tokens: int
     action_tokens: int
+    queries_read_peers: bool = True
 
     @property
     def observed(self) -> int:
@@ -70,5 +73,6 @@ class StepLayout:
         kind, step = kind.repeat(n_steps), torch.arange(n_steps).repeat_interleave(self.per_step)
         reader_kind, reader_step = kind[:, None], step[:, None]
         observed = (kind == 0) & (step <= reader_step)
-        own_prediction = (kind > 0) & (kind <= reader_kind) & (step == reader_step)
+        peers = kind <= reader_kind if self.queries_read_peers else kind < reader_kind
+        own_prediction = (kind > 0) & peers & (step == reader_step)
         return observed | own_prediction

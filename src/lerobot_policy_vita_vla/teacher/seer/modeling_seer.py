@@ -15,7 +15,14 @@ from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
 from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.ema import PREFIX as EMA_PREFIX
 from lerobot_policy_vita_vla.ema import ParameterEMA, fold_average
-from lerobot_policy_vita_vla.teacher.seer.batches import STATE, observations, require, training_batch
+from lerobot_policy_vita_vla.teacher.seer.batches import (
+    STATE,
+    observations,
+    padded_steps,
+    require,
+    shift_steps,
+    training_batch,
+)
 from lerobot_policy_vita_vla.teacher.seer.build import build_network
 from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
 from lerobot_policy_vita_vla.teacher.seer.dataset_facts import fill_config, fill_statistics
@@ -129,10 +136,20 @@ class SeerPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def features_of_history(self, batch: dict[str, Any]) -> Tensor:
         """Action features (B, T, E) of the last of H steps, float32."""
-        pictures, state, task = observations(batch, self.config, self.config.n_obs_steps)
+        return self.features_of_every_step(batch)[:, -1]
+
+    @torch.no_grad()
+    def features_of_every_step(self, batch: dict[str, Any]) -> Tensor:
+        """Action features (B, H, T, E) of all H steps, float32; of a padded step they mean nothing."""
+        steps = self.config.n_obs_steps
+        pictures, state, task = observations(batch, self.config, steps)
+        n_padded_B = padded_steps(batch, steps) if self.config.history == "grow" else None
+        if n_padded_B is not None:
+            pictures, state = (shift_steps(seen, n_padded_B) for seen in (pictures, state))
         with self._autocast():
             output: SeerOutput = self.network(pictures, state, task)
-        return output.action_BHTE[:, -1].float()
+        features_BHTE = output.action_BHTE.float()
+        return features_BHTE if n_padded_B is None else shift_steps(features_BHTE, -n_padded_B)
 
     @property
     def _action_queue(self) -> Any:

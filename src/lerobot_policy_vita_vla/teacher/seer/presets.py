@@ -20,6 +20,7 @@ class SeerPreset:
         n_heads: Attention heads per block.
         resampler_queries: Image tokens per camera that the Perceiver resampler makes (``"pretrained"`` only).
         foresight_tokens: Foresight queries per camera.
+        queries_read_peers: Whether queries of a kind read each other (`layout.StepLayout`).
         image_size: Pixels per side at the encoder; None keeps the size of the recorded pictures.
         foresight_weight: Weight of the predicted-image loss.
         auxiliary_weight: Weight of the privileged-position loss.
@@ -39,6 +40,7 @@ class SeerPreset:
     n_heads: int
     resampler_queries: int
     foresight_tokens: int
+    queries_read_peers: bool
     image_size: int | None
     foresight_weight: float
     auxiliary_weight: float
@@ -57,6 +59,7 @@ class SeerPreset:
 _PUBLISHED = {
     "encoder": "pretrained",
     "n_layers": 24,
+    "queries_read_peers": False,
     "image_size": 224,
     "foresight_weight": 0.1,
     "auxiliary_weight": 0.0,
@@ -82,6 +85,7 @@ PRESETS = {
         n_heads=4,
         resampler_queries=1,
         foresight_tokens=1,
+        queries_read_peers=True,
         image_size=None,
         foresight_weight=0.0,
         auxiliary_weight=0.3,

@@ -51,6 +51,10 @@ class SeerTeacher:
         """Action features (B, T, E) of the last step, float32, without gradient or augmentation."""
         return TeacherTargets(self.policy.features_of_history(batch))
 
+    def targets_of_every_step(self, batch: dict[str, Any]) -> Tensor:
+        """Action features (B, H, T, E) of all H steps, float32; of a padded step they mean nothing."""
+        return self.policy.features_of_every_step(batch)
+
     def predict_action_chunk(self, batch: dict[str, Any]) -> Tensor:
         """Action chunk (B, T, A) in environment units."""
         return self.policy.chunk_of_history(batch)

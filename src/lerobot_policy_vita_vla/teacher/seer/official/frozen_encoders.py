@@ -1,0 +1,151 @@
+"""The frozen encoders that Seer's checkpoints leave out, from local folders: MAE ViT-B/16 and CLIP ViT-B/32.
+
+Each may lie there in Hugging Face's format (``config.json`` and weights, for CLIP its tokenizer) or as its
+authors published it (``mae_pretrain_vit_base.pth``; ``ViT-B-32.pt`` beside ``bpe_simple_vocab_16e6.txt.gz``).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from lerobot_policy_vita_vla.teacher.seer.image_encoders import load_mae
+from lerobot_policy_vita_vla.teacher.seer.instruction import load_clip
+from lerobot_policy_vita_vla.teacher.seer.official.original_encoders import (
+    MAE_EPS,
+    VOCABULARY,
+    original_clip,
+    original_mae,
+)
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder comes from, and how to get it.
+
+    Args:
+        what: In words.
+        flag: Of the command line.
+        original: File name under which its authors published it.
+        repo: Its copy on Hugging Face's hub.
+        further: Groups of files that Hugging Face's format needs besides; one group suffices.
+    """
+
+    what: str
+    flag: str
+    original: str
+    repo: str
+    further: tuple[tuple[str, ...], ...] = ((),)
+
+    @property
+    def needs(self) -> str:
+        """The files, in words."""
+        extra = " or ".join(" and ".join(group) for group in self.further if group)
+        ours = f"config.json, {' or '.join(WEIGHTS)}" + (f", and {extra}" if extra else "")
+        theirs = self.original + (f" beside {VOCABULARY}" if self.further != ((),) else "")
+        return f"{ours} (Hugging Face's format), or {theirs} (the original)"
+
+    def fix(self, folder: Path | str) -> str:
+        """What fetches it."""
+        return f"Get it with\n  hf download {self.repo} --local-dir {folder}\nand pass {self.flag} {folder}"
+
+
+MAE = Source(
+    "the frozen image encoder, MAE ViT-B/16", "--mae", "mae_pretrain_vit_base.pth", "facebook/vit-mae-base"
+)
+CLIP = Source(
+    "the frozen text encoder, CLIP ViT-B/32",
+    "--clip",
+    "ViT-B-32.pt",
+    "openai/clip-vit-base-patch32",
+    (("tokenizer.json",), ("vocab.json", "merges.txt")),
+)
+
+
+def read_mae(path: str | Path) -> nn.Module:
+    """The MAE ViT in Hugging Face's class, hiding no patches, with the layer norms of the original.
+
+    Raises:
+        ValueError: Files are missing, damaged, unsafe, or of another model; names them and the command.
+    """
+    folder, original = _locate(path, MAE)
+    if original is not None:
+        return original_mae(original, MAE.fix(folder))
+    vit = _hugging_face(load_mae, folder, MAE)
+    vit.config.layer_norm_eps = MAE_EPS
+    for module in vit.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = MAE_EPS
+    return vit
+
+
+def read_clip(path: str | Path) -> tuple[nn.Module, Any]:
+    """CLIP's text model with its projection, and its tokenizer; raises as `read_mae`."""
+    folder, original = _locate(path, CLIP)
+    if original is not None:
+        return original_clip(original, CLIP.fix(folder))
+    return _hugging_face(load_clip, folder, CLIP)
+
+
+def from_hub(source: Source) -> Path:
+    """The encoder's folder in the hub's cache, downloaded where that is allowed.
+
+    Raises:
+        ValueError: It is not in the cache, and downloads are off or fail.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", *WEIGHTS, *(name for group in source.further for name in group)]
+    try:
+        return Path(snapshot_download(source.repo, allow_patterns=wanted))
+    except OSError as error:
+        folder = source.flag.removeprefix("--")
+        raise ValueError(
+            f"Seer's checkpoints do not hold {source.what}, and {source.repo} is not in this machine's "
+            f"cache. Needed are {source.needs}. {source.fix(folder)}"
+        ) from error
+
+
+def _locate(path: str | Path, source: Source) -> tuple[Path, Path | None]:
+    """The folder, and the original file if it is that."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path.parent, path
+    if (path / source.original).is_file():
+        return path, path / source.original
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not any((path / name).is_file() for name in WEIGHTS):
+        missing.append(" or ".join(WEIGHTS))
+    if not any(all((path / name).is_file() for name in group) for group in source.further):
+        missing.append(" or ".join(" and ".join(group) for group in source.further))
+    if missing:
+        there = f"lacks {', '.join(missing)}" if path.is_dir() else "does not exist"
+        raise ValueError(
+            f"Seer's checkpoints do not hold {source.what}, and {path} {there}. Needed are {source.needs}. "
+            f"{source.fix(path)}"
+        )
+    return path, None
+
+
+def _hugging_face(load: Callable[[Path], Any], folder: Path, source: Source) -> Any:
+    try:
+        return load(folder)
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        SafetensorError,
+        json.JSONDecodeError,
+        KeyError,
+    ) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise ValueError(f"{source.what} at {folder} cannot be read ({reason}). {source.fix(folder)}") from e
