@@ -305,20 +305,12 @@ def test_symbols_of_the_paper_map_exist():
             "vla/configuration_vita_vla.py",
             "VitaVLAConfig",
             {
-                "lr": 1e-4,
-                "weight_decay": 1e-4,
-                "grad_clip_norm": 1.0,
-                "warmup_fraction": 0.1,
+                "preset": "ours",
                 "ema_decay": 0.0,
-                "smooth_l1_beta": 0.1,
-                "gripper_weight": 0.01,
                 "align_weight": 0.0,
-                "align_loss": "mse",
-                "image_shift_px": 0,
                 "dtype": "bfloat16",
                 "decoder_init": "teacher",
                 "shared_queries": True,
-                "prompt": "{instruction}",
             },
         ),
         (
@@ -334,6 +326,25 @@ def test_defaults_are_those_of_the_paper_map(file, config, defaults):
     values = {n.target.id: n.value for n in body if isinstance(n, ast.AnnAssign) and n.value is not None}
     for name, value in defaults.items():
         assert ast.literal_eval(values[name]) == value, f"docs/paper_map.md says {name} = {value}"
+
+
+def test_values_of_our_preset_are_those_of_the_paper_map():
+    from lerobot_policy_vita_vla.vla.presets import preset_values
+
+    ours = preset_values("ours", "paper")
+    for name, value in {
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+        "grad_clip_norm": 1.0,
+        "warmup_fraction": 0.1,
+        "smooth_l1_beta": 0.1,
+        "gripper_weight": 0.01,
+        "align_loss": "mse",
+        "image_shift_px": 0,
+        "prompt": "{instruction}",
+        "n_obs_steps": 1,
+    }.items():
+        assert ours[name] == value, f"docs/paper_map.md says {name} = {value}"
 
 
 # --- generated parts

@@ -1,4 +1,4 @@
-"""The backbone gives the same numbers padded or alone, cached or in one pass, from its processor's inputs."""
+"""What the backbone refuses, and what it does once only; what every family must do is in test_families.py."""
 
 import importlib.util
 import json
@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
-from lerobot_policy_vita_vla.vla.vlm_files import (
-    empty_vlm,
-    load_processor,
-    load_vlm,
-    resolve_vlm,
-    stored_config,
-)
-from tiny_vlms import FAMILIES, build, save
+from lerobot_policy_vita_vla.vla.lora import add_adapters
+from lerobot_policy_vita_vla.vla.vlm_files import load_vlm, resolve_vlm
+from tiny_vlms import build, save
 
 TASKS = ["slide", "Open a door with a revolving joint!", "Press a button from the top"]
 
@@ -29,109 +25,6 @@ def inputs(backbone, cameras=2, suffix=4, size=40, seed=1):
     generator = torch.Generator().manual_seed(seed)
     images = [torch.rand(3, 3, size, size, generator=generator) for _ in range(cameras)]
     return images, TASKS, torch.randn(3, suffix, backbone.width, generator=generator) * 0.15
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_padded_batch_equals_single_samples(family, attention):
-    backbone = make(family)
-    backbone.vlm.set_attn_implementation(attention)
-    images, tasks, suffix = inputs(backbone)
-    with torch.no_grad():
-        batch = backbone(images, tasks, suffix)
-        alone = [
-            backbone([image[i : i + 1] for image in images], [tasks[i]], suffix[i : i + 1]) for i in range(3)
-        ]
-    assert (batch - torch.cat(alone)).abs().max() < 1e-5
-    assert batch.std() > 0.1
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cached_pass_equals_one_pass_in_values_and_gradients(family):
-    backbone = make(family)
-    backbone.requires_grad_(False)
-    images, tasks, suffix = inputs(backbone)
-    suffix.requires_grad_()
-    # A random read-out: the norm of a normalised hidden state is constant and has no gradient to compare.
-    readout = torch.randn(3, 4, backbone.width, generator=torch.Generator().manual_seed(2))
-    hidden, gradients = [], []
-    for cached in (False, True):
-        backbone.cached = cached
-        out = backbone(images, tasks, suffix)
-        gradients += torch.autograd.grad((out * readout).sum(), suffix)
-        hidden.append(out.detach())
-    assert (hidden[0] - hidden[1]).abs().max() < 1e-5
-    assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prefix_pass_skips_what_nobody_reads_but_not_in_distributed_runs(family, monkeypatch):
-    backbone = make(family)
-    backbone.requires_grad_(False)
-    images, tasks, suffix = inputs(backbone)
-    suffix.requires_grad_()
-    backbone.cached = True
-    calls = []
-    decoder = backbone.vlm.base_model.get_decoder()
-    for index, layer in enumerate(decoder.layers):
-        layer.mlp.register_forward_hook(lambda module, args, out, i=index: calls.append(i))
-    last = len(decoder.layers) - 1
-    early = backbone(images, tasks, suffix)
-    assert calls.count(last) == 1 and calls.count(0) == 2  # the suffix only, against prefix and suffix
-    calls.clear()
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    whole = backbone(images, tasks, suffix)
-    assert calls.count(last) == 2
-    assert torch.equal(early, whole)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_input_reaches_the_suffix_and_no_later_token_an_earlier(family):
-    backbone = make(family)
-    images, tasks, suffix = inputs(backbone)
-    with torch.no_grad():
-        reference = backbone(images, tasks, suffix)
-        for camera in range(2):
-            other = [image.flip(-1) if i == camera else image for i, image in enumerate(images)]
-            assert (backbone(other, tasks, suffix) - reference).abs().max() > 1e-3
-        assert (backbone(images, tasks[::-1], suffix)[0] - reference[0]).abs().max() > 1e-3
-        changed = suffix.clone()
-        changed[:, 2] += 0.5
-        difference = (backbone(images, tasks, changed) - reference).abs().amax(dim=(0, 2))
-    assert difference[:2].max() < 1e-5 and difference[2:].min() > 1e-3
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prompt_and_pixels_are_what_the_processor_makes_of_the_chat(family):
-    backbone = make(family)
-    prompts = backbone.prompts
-    generator = torch.Generator().manual_seed(3)
-    frames = torch.randint(0, 256, (3, 2, 3, 48, 48), dtype=torch.uint8, generator=generator)
-    made = prompts.encode([frames[:, 0] / 255, frames[:, 1] / 255], TASKS, 4)
-    for i, task in enumerate(TASKS):
-        content = [{"type": "image", "image": frame} for frame in frames[i]] + [
-            {"type": "text", "text": task}
-        ]
-        theirs = backbone.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={"return_tensors": "pt", "images_kwargs": prompts.image_options},
-        )
-        length = theirs["input_ids"].shape[1]
-        mask = made.tokens["attention_mask"][i]
-        assert mask.sum() == length + 4 and mask[-length - 4 :].all()
-        assert torch.equal(made.tokens["input_ids"][i, -length - 4 : -4], theirs["input_ids"][0])
-        if "mm_token_type_ids" in theirs:
-            assert torch.equal(
-                made.tokens["mm_token_type_ids"][i, -length - 4 : -4], theirs["mm_token_type_ids"][0]
-            )
-        pixels, per_sample = made.pixels["pixel_values"], theirs["pixel_values"]
-        if family != "smolvlm":  # Images of all samples in one row.
-            pixels = pixels.view(3, -1, *pixels.shape[1:])
-            per_sample = per_sample.unsqueeze(0)
-        assert torch.equal(pixels[i], per_sample[0])
 
 
 def test_instruction_rows_are_made_once(monkeypatch):
@@ -152,52 +45,6 @@ def test_placeholder_is_an_ordinary_token_and_the_hook_is_inert_outside_a_pass()
     embedding = backbone.vlm.get_input_embeddings()
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(embedding(ids), embedding.weight[ids])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_autocast_runs_on_float32_weights_and_bfloat16_weights_run(family):
-    backbone = make(family)
-    images, tasks, suffix = inputs(backbone)
-    with torch.no_grad():
-        reference = backbone(images, tasks, suffix)
-        with torch.autocast("cpu", torch.bfloat16):
-            autocast = backbone(images, tasks, suffix)
-        backbone.to(torch.bfloat16)
-        half = backbone(images, tasks, suffix)
-    assert half.dtype == torch.bfloat16
-    for other in (autocast, half):
-        assert ((other - reference).norm() / reference.norm()) < 0.05
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parts_hold_every_parameter_once(family, tied):
-    backbone = make(family, tied=tied)
-    parts = backbone.parts()
-    names = [name for part in parts.values() for name in part]
-    assert sorted(names) == sorted(name for name, _ in backbone.named_parameters())
-    assert parts["vision"] and parts["projector"] and parts["language"]
-    assert bool(parts["lm_head"]) is not tied
-    assert all(
-        "embed_tokens" not in name for part in ("vision", "projector", "lm_head") for name in parts[part]
-    )
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_model_is_rebuilt_from_its_stored_config_alone(family, tied, tmp_path):
-    folder = save(family, tmp_path / "vlm", tied=tied)
-    vlm = load_vlm(str(folder), revision=None, dtype="float32", attention="sdpa")
-    stored = json.loads(json.dumps(stored_config(vlm)))
-    assert str(tmp_path) not in json.dumps(stored)
-    rebuilt = empty_vlm(stored, dtype="float32", attention="sdpa")
-    assert type(rebuilt) is type(vlm)
-    rebuilt.load_state_dict(vlm.state_dict())
-    processor = load_processor(folder)
-    first, second = VLMBackbone(vlm.eval(), processor), VLMBackbone(rebuilt.eval(), processor)
-    with torch.no_grad():
-        args = inputs(first)
-        assert torch.equal(first(*args), second(*args))
 
 
 def test_unsupported_model_is_refused_by_the_requirement_it_fails():
@@ -232,6 +79,96 @@ def test_incomplete_vlm_folder_names_the_missing_files(tmp_path):
         resolve_vlm(str(folder))
     with pytest.raises(ValueError, match="neither 'mini'"):
         resolve_vlm(str(tmp_path / "nothing"))
+
+
+def rewrite(folder, change, **config):
+    """Change a VLM folder's weights, and its configuration where it speaks of embeddings."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = json.loads((folder / "config.json").read_text())
+    for section in (stored, stored["text_config"]):
+        section.update(config)
+    (folder / "config.json").write_text(json.dumps(stored))
+    return str(folder)
+
+
+def load(folder):
+    return load_vlm(folder, revision=None, dtype="float32", attention="sdpa")
+
+
+HEAD, WORDS = "lm_head.weight", "model.text_model.embed_tokens.weight"
+
+
+def test_tied_embeddings_saved_wrongly_are_refused(tmp_path):
+    # Stored once, but the configuration says that there are two.
+    folder = save("smolvlm", tmp_path / "one", tied=True)
+    with pytest.raises(ValueError, match=r"lacks the weights lm_head\.weight.*tie_word_embeddings=true"):
+        load(rewrite(folder, lambda w: None, tie_word_embeddings=False))
+    # Two different ones, but the configuration says that they are one.
+    folder = save("smolvlm", tmp_path / "two")
+    with pytest.raises(ValueError, match="tie_word_embeddings=true in its config.json, but two different"):
+        load(rewrite(folder, lambda w: None, tie_word_embeddings=True))
+    # One, under the other's name: the same model.
+    folder = save("smolvlm", tmp_path / "renamed", tied=True)
+    expected = load(str(folder)).get_input_embeddings().weight
+    renamed = load(rewrite(folder, lambda w: w.update({HEAD: w.pop(WORDS)})))
+    assert torch.equal(renamed.get_input_embeddings().weight, expected)
+
+
+def test_missing_and_cut_off_weights_are_refused(tmp_path):
+    folder = save("smolvlm", tmp_path / "vlm")
+    layer = "model.text_model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=r"lacks the weights model\.text_model\.layers\.1\.mlp\.up_proj"):
+        load(rewrite(folder, lambda w: w.pop(layer)))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="damaged or cut off.*again"):
+        load(str(folder))
+
+
+def test_weights_of_several_types_are_refused():
+    vlm, processor = build("smolvlm")
+    vlm.base_model.get_encoder(modality="image").to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"several types \(\d+ of float32, \d+ of bfloat16\).*vlm_dtype"):
+        VLMBackbone(vlm, processor)
+
+
+def test_a_processor_that_tiles_is_refused_unless_it_can_be_told_not_to():
+    # These tile by default, and have a switch.
+    for family, switch in (("internvl", "crop_to_patches"), ("smolvlm", "do_image_splitting")):
+        vlm, processor = build(family)
+        setattr(processor.image_processor, switch, True)
+        assert (
+            make(family).prompts.encode([torch.rand(1, 3, 40, 90)], TASKS[:1], 4).tokens["input_ids"].shape[1]
+            == VLMBackbone(vlm, processor)
+            .prompts.encode([torch.rand(1, 3, 40, 90)], TASKS[:1], 4)
+            .tokens["input_ids"]
+            .shape[1]
+        )
+    # This one tiles a lone image as finely as its grids allow, and has none.
+    backbone = make("llava_onevision", vision={"pinpoints": [[32, 32], [64, 64]]})
+    suffix = torch.zeros(1, 4, backbone.width)
+    with pytest.raises(ValueError, match=r"cuts each image of 64 x 64 px into 5 tiles.*smaller images"):
+        backbone([torch.rand(1, 3, 64, 64)], TASKS[:1], suffix)
+    with torch.no_grad():
+        backbone([torch.rand(1, 3, 32, 32)], TASKS[:1], suffix)
+        backbone([torch.rand(1, 3, 64, 64)] * 2, TASKS[:1], suffix)
+
+
+def test_lora_targets_outside_the_language_model_are_refused():
+    vlm, _ = build("internvl")
+    with pytest.raises(
+        ValueError, match=r"\['fc1'\], which.*lie outside of it.*its layers are \['down_proj'"
+    ):
+        add_adapters(vlm, rank=2, alpha=4, targets=["q_proj", "fc1"])
+    with pytest.raises(
+        ValueError, match=r"names \['attention'\], which the language model does not have; its"
+    ):
+        add_adapters(vlm, rank=2, alpha=4, targets=["attention"])
+    add_adapters(vlm, rank=2, alpha=4, targets=["q_proj"])
+    adapted = [n for n, _ in vlm.named_parameters() if ".lora_" in n]
+    assert len(adapted) == 4 and all(".language_model." in n and ".q_proj." in n for n in adapted)
 
 
 def test_benchmark_of_the_align_step_finds_equal_gradients_and_less_memory():

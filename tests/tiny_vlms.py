@@ -5,6 +5,7 @@
     model, processor = build("internvl", text={"hidden_size": 512, "num_hidden_layers": 8})
 
 A family is one function that returns ``(model, processor)``; adding one is `FAMILIES["name"] = function`.
+The shapes are parameters, so the same functions make a published model on the meta device (runs/families.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ TEXT = {
 QWEN_IMAGE_SIZE = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32}
 
 
-def tokenizer(specials: list[str], *, pad: str, eos: str, named: dict[str, str] | None = None, bos=None):
+def tokenizer(
+    specials: list[str], *, pad: str, eos: str, named: dict[str, str] | None = None, bos=None, vocab_size=360
+):
     """A byte-level BPE trained on `SENTENCES`, with the special tokens a processor wants."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,7 +46,7 @@ def tokenizer(specials: list[str], *, pad: str, eos: str, named: dict[str, str] 
     tokens = list(dict.fromkeys([pad, eos, *([bos] if bos else []), *specials]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=360, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(SENTENCES * 4, trainer)
     made = transformers.PreTrainedTokenizerFast(
@@ -73,8 +76,7 @@ def chat_template(image: str, end: str = "<|im_end|>") -> str:
     )
 
 
-def smolvlm(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
-    """SmolVLM: SigLIP-like tower, pixel shuffle, Llama."""
+def _idefics(kind: str, text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
     named = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
@@ -86,25 +88,40 @@ def smolvlm(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied:
         ["<|im_start|>", *named.values()], pad="<|im_end|>", eos="<end_of_utterance>", named=named
     )
     size = {"longest_edge": image_size}
-    patch = vision.get("patch_size", 8)
-    processor = transformers.SmolVLMProcessor(
-        transformers.SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False),
+    patch, scale = vision.get("patch_size", 8), vision.get("scale_factor", 2)
+    images = getattr(transformers, f"{kind}ImageProcessor")(
+        size=size, max_image_size=size, do_image_splitting=False
+    )
+    smol = kind == "SmolVLM"
+    video = [transformers.SmolVLMVideoProcessor(size=size, max_image_size=size)] if smol else []
+    processor = getattr(transformers, f"{kind}Processor")(
+        images,
         tok,
-        transformers.SmolVLMVideoProcessor(size=size, max_image_size=size),
-        image_seq_len=(image_size // patch) ** 2 // 4,
+        *video,
+        image_seq_len=(image_size // patch) ** 2 // scale**2,
         chat_template=chat_template("<image>", "<end_of_utterance>"),
     )
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    llama = transformers.LlamaConfig(**TEXT | text, vocab_size=len(tok), pad_token_id=tok.pad_token_id)
-    config = transformers.SmolVLMConfig(
+    llama = transformers.LlamaConfig(**{"vocab_size": len(tok)} | TEXT | text, pad_token_id=tok.pad_token_id)
+    config = getattr(transformers, f"{kind}Config")(
         text_config=llama.to_dict() | {"tie_word_embeddings": tied},
         vision_config=tower | {"image_size": image_size, "patch_size": patch} | vision,
         image_token_id=tok.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
+        scale_factor=scale,
         pad_token_id=tok.pad_token_id,
         tie_word_embeddings=tied,
     )
-    return transformers.SmolVLMForConditionalGeneration(config), processor
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
+
+
+def smolvlm(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """SmolVLM: SigLIP-like tower, pixel shuffle, Llama."""
+    return _idefics("SmolVLM", text, vision, image_size, tied)
+
+
+def idefics3(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """Idefics3: what SmolVLM grew out of, without videos."""
+    return _idefics("Idefics3", text, vision, image_size, tied)
 
 
 def internvl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
@@ -149,20 +166,34 @@ def internvl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
-def qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
-    """Qwen2.5-VL: images of any grid, positions of three axes (M-RoPE)."""
+def _qwen_processor(kind: str, image_size: int, patch: int):
     specials = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tok = tokenizer(specials, pad="<|endoftext|>", eos="<|im_end|>")
     size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
-    kw = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": size}
-    processor = transformers.Qwen2_5_VLProcessor(
+    kw = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    video = "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor"
+    processor = getattr(transformers, f"{kind}Processor")(
         transformers.Qwen2VLImageProcessor(**kw),
         tok,
-        transformers.Qwen2VLVideoProcessor(**kw),
+        getattr(transformers, video)(**kw),
         chat_template=chat_template("<|vision_start|><|image_pad|><|vision_end|>"),
     )
-    text = TEXT | text
-    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4}
+    ids = tok.convert_tokens_to_ids
+    tokens = {
+        "image_token_id": ids("<|image_pad|>"),
+        "video_token_id": ids("<|video_pad|>"),
+        "vision_start_token_id": ids("<|vision_start|>"),
+        "vision_end_token_id": ids("<|vision_end|>"),
+    }
+    special = {"pad_token_id": tok.pad_token_id, "bos_token_id": None, "eos_token_id": tok.eos_token_id}
+    return processor, tokens, {"vocab_size": len(tok)} | TEXT | special
+
+
+def qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """Qwen2.5-VL: images of any grid, positions of three axes (M-RoPE)."""
+    processor, tokens, words = _qwen_processor("Qwen2_5_VL", image_size, vision.get("patch_size", 4))
+    words |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4}}
+    words |= text
     tower = {
         "depth": 2,
         "hidden_size": 32,
@@ -172,25 +203,156 @@ def qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, ti
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "window_size": 16,
-        "out_hidden_size": text["hidden_size"],
+        "out_hidden_size": words["hidden_size"],
         "fullatt_block_indexes": [1],
     }
-    ids = tok.convert_tokens_to_ids
     config = transformers.Qwen2_5_VLConfig(
-        text_config=text
-        | {"vocab_size": len(tok), "pad_token_id": tok.pad_token_id, "rope_parameters": rope}
-        | {"bos_token_id": None, "eos_token_id": tok.eos_token_id},
-        vision_config=tower | vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=tied,
+        text_config=words, vision_config=tower | vision, **tokens, tie_word_embeddings=tied
     )
     return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-FAMILIES = {"smolvlm": smolvlm, "internvl": internvl, "qwen2_5_vl": qwen2_5_vl}
+def qwen3_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """Qwen3-VL: as Qwen2.5-VL, and features of several encoder layers enter several decoder layers."""
+    processor, tokens, words = _qwen_processor("Qwen3VL", image_size, vision.get("patch_size", 4))
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "mrope_interleaved": True, "rope_theta": 1e4}
+    words |= {"head_dim": 12, "rope_parameters": rope} | text
+    tower = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": words["hidden_size"],
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    config = transformers.Qwen3VLConfig(
+        text_config=words, vision_config=tower | vision, **tokens, tie_word_embeddings=tied
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+def _siglip(image_size: int, vision: dict[str, Any]) -> dict[str, Any]:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    return tower | kind | {"image_size": image_size, "patch_size": 8} | vision
+
+
+def _paligemma(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool, gemma: type):
+    tok = tokenizer(["<image>"], pad="<pad>", eos="<eos>", bos="<bos>", named={"image_token": "<image>"})
+    tower = _siglip(image_size, vision)
+    images = transformers.SiglipImageProcessor(size={"height": image_size, "width": image_size})
+    images.image_seq_length = (image_size // tower["patch_size"]) ** 2
+    processor = transformers.PaliGemmaProcessor(images, tok)
+    # The processor adds its location tokens to the tokenizer.
+    words = {"vocab_size": len(tok), "head_dim": 12} | TEXT | text | {"pad_token_id": tok.pad_token_id}
+    config = transformers.PaliGemmaConfig(
+        text_config=gemma(**words).to_dict() | {"tie_word_embeddings": tied},
+        vision_config=tower,
+        image_token_index=tok.convert_tokens_to_ids("<image>"),
+        vocab_size=words["vocab_size"],
+        projection_dim=words["hidden_size"],
+        hidden_size=words["hidden_size"],
+        tie_word_embeddings=tied,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config), processor
+
+
+def paligemma(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """PaliGemma: the prompt is read in both directions, no chat template, Gemma scales its embeddings."""
+    return _paligemma(text, vision, image_size, tied, transformers.GemmaConfig)
+
+
+def paligemma2(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """PaliGemma 2: the same on Gemma 2, whose layers alternate between a window and everything."""
+    text = {"query_pre_attn_scalar": 12, "sliding_window": 4096} | text
+    return _paligemma(text, vision, image_size, tied, transformers.Gemma2Config)
+
+
+def llava_onevision(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """LLaVA-OneVision: a single picture is cut into tiles, several are not."""
+    named = {"image_token": "<image>", "video_token": "<video>"}
+    tok = tokenizer(["<|im_start|>", *named.values()], pad="<|endoftext|>", eos="<|im_end|>", named=named)
+    vision = dict(vision)
+    pinpoints = vision.pop("pinpoints", [[image_size, image_size], [image_size, 2 * image_size]])
+    tower, size = _siglip(image_size, vision), {"height": image_size, "width": image_size}
+    processor = transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        tok,
+        transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(image_size // tower["patch_size"]) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=chat_template("<image>\n"),
+    )
+    qwen = transformers.Qwen2Config(**{"vocab_size": len(tok)} | TEXT | text, pad_token_id=tok.pad_token_id)
+    config = transformers.LlavaOnevisionConfig(
+        text_config=qwen.to_dict() | {"tie_word_embeddings": tied},
+        vision_config=tower,
+        image_grid_pinpoints=pinpoints,
+        image_token_index=tok.convert_tokens_to_ids("<image>"),
+        video_token_index=tok.convert_tokens_to_ids("<video>"),
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def gemma3(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
+    """Gemma 3: image tokens see each other, most layers look back over a window only."""
+    named = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    specials = ["<|im_start|>", "<|im_end|>", *named.values()]
+    tok = tokenizer(specials, pad="<pad>", eos="<eos>", bos="<bos>", named=named)
+    vision = dict(vision)
+    tokens_per_image = vision.pop("tokens_per_image", (image_size // 16) ** 2)
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size={"height": image_size, "width": image_size}),
+        tok,
+        image_seq_length=tokens_per_image,
+        chat_template="<bos>" + chat_template("<start_of_image>"),
+    )
+    words = {
+        "vocab_size": len(tok),
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        # Shorter than the tests' prompts, so that a window that counted padding would be noticed.
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "pad_token_id": tok.pad_token_id,
+    }
+    ids = tok.convert_tokens_to_ids
+    config = transformers.Gemma3Config(
+        text_config=words | TEXT | text | {"tie_word_embeddings": tied},
+        vision_config=_siglip(image_size, vision),
+        mm_tokens_per_image=tokens_per_image,
+        image_token_index=ids("<image_soft_token>"),
+        image_token_id=ids("<image_soft_token>"),
+        boi_token_index=ids("<start_of_image>"),
+        eoi_token_index=ids("<end_of_image>"),
+        tie_word_embeddings=tied,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    # Zeros at initialisation: no picture would reach a random model.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
+    return model, processor
+
+
+FAMILIES = {
+    "smolvlm": smolvlm,
+    "idefics3": idefics3,
+    "internvl": internvl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "paligemma": paligemma,
+    "paligemma2": paligemma2,
+    "llava_onevision": llava_onevision,
+    "gemma3": gemma3,
+}
 
 
 def build(

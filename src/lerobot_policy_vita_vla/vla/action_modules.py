@@ -36,6 +36,8 @@ class StateEncoder(nn.Module):
         mean: (S,) of the training data, state units; None: zeros.
         std: (S,) of the training data, state units; None: ones. The paper feeds raw states; standardising is
             our choice, since robots report radians, metres and millimetres alike.
+        one_hot_gripper: Encode the gripper's one dimension as two, [value < 1, value >= 1] (the paper's code
+            on CALVIN, whose gripper state is -1 or 1).
     """
 
     def __init__(
@@ -46,16 +48,25 @@ class StateEncoder(nn.Module):
         gripper_dims: Sequence[int] = (),
         mean: Tensor | None = None,
         std: Tensor | None = None,
+        one_hot_gripper: bool = False,
     ):
         super().__init__()
         if bad := [d for d in gripper_dims if not 0 <= d < state_dim]:
             raise ValueError(
                 f"gripper_state_dims {bad} do not exist: the state has dimensions 0..{state_dim - 1}"
             )
-        self.state_dim = state_dim
+        if one_hot_gripper and len(gripper_dims) != 1:
+            raise ValueError(
+                "one_hot_gripper needs one state dimension for the gripper, got gripper_state_dims "
+                f"{list(gripper_dims)}; name it with --policy.gripper_state_dims=[<its number>]"
+            )
+        self.state_dim, self.one_hot_gripper = state_dim, one_hot_gripper
         groups = [[d for d in range(state_dim) if d not in gripper_dims], sorted(gripper_dims)]
         groups = [dims for dims in groups if dims]
-        self.inputs = nn.ModuleList(nn.Linear(len(dims), width) for dims in groups)
+        sizes = [len(dims) for dims in groups]
+        if one_hot_gripper:
+            sizes[-1] = 2
+        self.inputs = nn.ModuleList(nn.Linear(size, width) for size in sizes)
         self.mix = nn.Linear(len(groups) * width, width)
         for i, dims in enumerate(groups):
             self.register_buffer(f"dims_{i}", torch.tensor(dims), persistent=False)
@@ -69,11 +80,13 @@ class StateEncoder(nn.Module):
     def forward(self, state_BS: Tensor) -> Tensor:
         """(B, S) in physical units -> (B, 1, D)."""
         check_shape("observation.state", state_BS, None, self.state_dim)
-        state_BS = (state_BS.float() - self.state_mean) / self.state_std
-        encoded = [
-            layer(state_BS.index_select(1, self.get_buffer(f"dims_{i}")))
-            for i, layer in enumerate(self.inputs)
-        ]
+        raw_BS = state_BS.float()
+        state_BS = (raw_BS - self.state_mean) / self.state_std
+        groups = [state_BS.index_select(1, self.get_buffer(f"dims_{i}")) for i in range(len(self.inputs))]
+        if self.one_hot_gripper:
+            gripper_B1 = raw_BS.index_select(1, self.get_buffer(f"dims_{len(groups) - 1}"))
+            groups[-1] = torch.cat([gripper_B1 < 1, gripper_B1 >= 1], dim=1).float()
+        encoded = [layer(group) for layer, group in zip(self.inputs, groups, strict=True)]
         return self.mix(torch.cat(encoded, dim=-1)).unsqueeze(1)
 
 

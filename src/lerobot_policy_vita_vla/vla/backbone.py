@@ -10,6 +10,11 @@ called). Two ways to the same numbers:
 
 What makes it work in any family (measured in nine of them): position ids are always explicit, padding is on
 the left (sliding windows count physical columns), a frozen VLM stays in eval().
+
+A history (turns.py) has slots in every turn, not only at the end, and a step's images see the queries before
+them, which are learned. It therefore takes one pass with gradient in training. In acting, the keys and values
+of the steps so far serve the next one (`turns_pass`), until the window is full and its oldest step leaves:
+all later keys and values depended on that step, so then the whole prompt is computed anew.
 """
 
 from __future__ import annotations
@@ -26,10 +31,17 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lerobot_policy_vita_vla.contracts import check_shape
+from lerobot_policy_vita_vla.vla.caches import Past, PrefixCache, PrefixDone
 from lerobot_policy_vita_vla.vla.prompts import Prompt, PromptEncoder
+from lerobot_policy_vita_vla.vla.turns import TurnEncoder, TurnPrompt
+from lerobot_policy_vita_vla.vla.vlm_contract import check_vlm, parts_of, projectors
 
 CAUSAL_TOKEN_TYPE = {"paligemma": 1}
 """token_type_ids of causal text after the prompt, where it is not 0 (PaliGemma: 0 is bidirectional)."""
+
+READS_BOTH_WAYS = "token_type_ids"
+"""The input by which a family marks tokens that see later ones (Gemma 3: the tokens of one image), which it
+honours only in a first pass; a prompt of such a family cannot be continued from its keys and values."""
 
 
 class VLMBackbone(nn.Module):
@@ -39,12 +51,16 @@ class VLMBackbone(nn.Module):
         vlm: A ``...ForConditionalGeneration`` of transformers.
         processor: Its processor.
         template: Text of the user's turn, with ``{instruction}``.
+        system_prompt: Text of the system's turn, none where empty.
 
     Attributes:
         cached: Whether training runs the prefix without gradient (stages in which the whole VLM is frozen).
+        turns: Set by `read_histories`: how several steps are read; None: single steps.
     """
 
-    def __init__(self, vlm: nn.Module, processor: Any, *, template: str = "{instruction}"):
+    def __init__(
+        self, vlm: nn.Module, processor: Any, *, template: str = "{instruction}", system_prompt: str = ""
+    ):
         super().__init__()
         check_vlm(vlm, processor)
         self.vlm, self.processor = vlm, processor
@@ -58,11 +74,15 @@ class VLMBackbone(nn.Module):
             accepts=frozenset(inspect.signature(base.forward).parameters) - {"labels", "position_ids"},
             positions=self._positions,
             suffix_values={"token_type_ids": CAUSAL_TOKEN_TYPE.get(model_type, 0)},
+            system_prompt=system_prompt,
+            limit=getattr(vlm.config.get_text_config(), "max_position_embeddings", None),
         )
+        self.turns: TurnEncoder | None = None
         self._suffix: Tensor | None = None
+        self._slots: tuple[Tensor, Tensor] | None = None
         self._suffix_shape, self._writes = torch.Size(), 0
         vlm.get_input_embeddings().register_forward_hook(self._write_suffix)
-        for projector in _projectors(base):
+        for projector in projectors(base):
             projector.register_forward_hook(self._match_embedding_dtype)
 
     def forward(self, images: Sequence[Tensor], instructions: Sequence[str], suffix_BSD: Tensor) -> Tensor:
@@ -98,10 +118,10 @@ class VLMBackbone(nn.Module):
         assert not self.vlm.base_model.training, "a model in train() drops the cache under checkpointing"
         split = -prompt.suffix_length
         prefix = {name: value[:, :split] for name, value in prompt.tokens.items()}
-        cache = _PrefixCache(config=self.vlm.config.get_text_config())
+        cache = PrefixCache(config=self.vlm.config.get_text_config())
         # Sharded models gather and free their weights in hooks that leaving early would skip.
         cache.leaves_early = not (dist.is_available() and dist.is_initialized())
-        with torch.no_grad(), contextlib.suppress(_PrefixDone):
+        with torch.no_grad(), contextlib.suppress(PrefixDone):
             self.vlm.base_model(
                 **prefix,
                 **prompt.pixels,
@@ -120,6 +140,83 @@ class VLMBackbone(nn.Module):
         )
         return out.last_hidden_state
 
+    def read_histories(self, *, num_queries: int, has_state: bool, separator: str = "") -> None:
+        """Read one turn per step from now on; see `turns.TurnEncoder`."""
+        self.turns = TurnEncoder(
+            self.prompts, num_queries=num_queries, has_state=has_state, separator=separator
+        )
+
+    def turns_pass(
+        self, images: Sequence[Tensor], instructions: Sequence[str], slots_nSD: Tensor, valid_BH: Tensor
+    ) -> Tensor:
+        """Last hidden states of the slots of all steps, with gradient through whatever requires it.
+
+        Args:
+            images: One (B, H, 3, h, w) per camera, in [0, 1].
+            instructions: B texts.
+            slots_nSD: Embeddings of state and queries of the n valid steps, sample by sample.
+            valid_BH: True for the steps that exist, the last ones of a row.
+
+        Returns:
+            (n, S', D).
+        """
+        with torch.no_grad():
+            prompt = self.turns.encode(images, instructions, valid_BH)
+        return self._run_turns(prompt, slots_nSD, None)
+
+    @torch.no_grad()
+    def turn_step(
+        self,
+        images: Sequence[Tensor],
+        instructions: Sequence[str],
+        slots_nSD: Tensor,
+        valid_BH: Tensor,
+        past: Past | None = None,
+    ) -> tuple[Tensor, Past | None]:
+        """Last hidden states of the newest step's slots; the earlier steps need not be computed again.
+
+        Args:
+            images: As of `turns_pass`, always the whole window.
+            instructions: Likewise.
+            slots_nSD: Likewise.
+            valid_BH: Likewise.
+            past: What an earlier call returned. It is used if the prompt starts with the same columns, and
+                serves once, since it is extended in place. Otherwise everything is computed: when the oldest
+                step left the window, an instruction changed, or samples with instructions of different
+                lengths share a batch (their padding moves as they grow).
+
+        Returns:
+            (B, S', D), and the past of all steps given, or None in families that cannot be continued.
+        """
+        ids = self.turns.lay_out(images, instructions, valid_BH).tokens["input_ids"]
+        done = 0
+        if past is not None and torch.equal(ids[:, : past.input_ids.shape[1]], past.input_ids):
+            done = past.input_ids.shape[1]
+        prompt = self.turns.encode(images, instructions, valid_BH, done)
+        cache = past.keys_values if done else None
+        # A lone picture is shown to LLaVA-OneVision otherwise than several; a step's picture would be alone.
+        changes = len(images) == 1 and "batch_num_images" in prompt.pixels
+        if cache is None and READS_BOTH_WAYS not in prompt.tokens and not changes:
+            cache = DynamicCache(config=self.vlm.config.get_text_config())
+        hidden_nSD = self._run_turns(prompt, slots_nSD[prompt.given], cache)
+        newest = torch.ones_like(prompt.rows[:, 0], dtype=torch.bool)
+        newest[:-1] = prompt.rows[1:, 0] != prompt.rows[:-1, 0]
+        return hidden_nSD[newest], Past(cache, ids) if cache is not None else None
+
+    def _run_turns(self, prompt: TurnPrompt, slots_nSD: Tensor, cache: DynamicCache | None) -> Tensor:
+        check_shape("slot embeddings", slots_nSD, *prompt.columns.shape, self.width)
+        slots_nSD = slots_nSD.to(self.vlm.get_input_embeddings().weight.dtype)
+        slots = prompt.rows, prompt.columns
+        with self._injecting(prompt.tokens["input_ids"].shape, slots_nSD, slots):
+            out = self.vlm.base_model(
+                **prompt.tokens,
+                **prompt.pixels,
+                position_ids=prompt.position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return out.last_hidden_state[slots]
+
     @property
     def embedding_std(self) -> float:
         """Spread of the token embeddings as the decoder sees them (some families scale inside the module)."""
@@ -130,23 +227,7 @@ class VLMBackbone(nn.Module):
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """language, vision, projector, lm_head and, with LoRA, adapters: every parameter once, by name."""
-        base = self.vlm.base_model
-        projector = {id(p) for module in _projectors(base, inside_vision=True) for p in module.parameters()}
-        language = {id(p) for p in base.get_decoder().parameters()}
-        vision = {id(p) for p in base.get_encoder(modality="image").parameters()} - projector
-        inside = {id(p) for p in base.parameters()}
-        parts = {part: {} for part in ("vision", "projector", "language", "lm_head", "adapters")}
-        for name, parameter in self.vlm.named_parameters():
-            key = id(parameter)
-            if key in language:
-                # Tied word embeddings are listed under the decoder's name and belong to it.
-                part = "adapters" if ".lora_" in name else "language"
-            elif key in vision:
-                part = "vision"
-            else:
-                part = "projector" if key in inside else "lm_head"
-            parts[part][f"vlm.{name}"] = parameter
-        return parts
+        return parts_of(self.vlm)
 
     def set_mode(self, training_language: bool) -> None:
         """Put the VLM in eval(), but the language model in train() where it learns (for checkpointing)."""
@@ -179,19 +260,23 @@ class VLMBackbone(nn.Module):
         return positions
 
     @contextlib.contextmanager
-    def _injecting(self, ids_shape: torch.Size, suffix_BSD: Tensor) -> Iterator[None]:
-        self._suffix, self._suffix_shape, self._writes = suffix_BSD, ids_shape, 0
+    def _injecting(
+        self, ids_shape: torch.Size, suffix: Tensor, slots: tuple[Tensor, Tensor] | None = None
+    ) -> Iterator[None]:
+        self._suffix, self._slots, self._suffix_shape, self._writes = suffix, slots, ids_shape, 0
         try:
             yield
             assert self._writes == 1, f"the suffix was written {self._writes} times, expected once"
         finally:
-            self._suffix = None
+            self._suffix = self._slots = None
 
     def _write_suffix(self, module: nn.Module, args: tuple, embedded: Tensor) -> Tensor | None:
         # By column, not by token id; inert unless a pass of ours is running.
         if self._suffix is None or args[0].shape != self._suffix_shape:
             return None
         self._writes += 1
+        if self._slots is not None:
+            return embedded.index_put(self._slots, self._suffix.to(embedded.dtype))
         return torch.cat([embedded[:, : -self._suffix.shape[1]], self._suffix.to(embedded.dtype)], dim=1)
 
     def _match_embedding_dtype(self, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -200,78 +285,3 @@ class VLMBackbone(nn.Module):
         if isinstance(output, Tensor):
             return output.to(self.vlm.get_input_embeddings().weight.dtype)
         return output
-
-
-class _PrefixDone(Exception):  # noqa: N818
-    """Raised where the prefix pass has stored all that the suffix will read."""
-
-
-class _PrefixCache(DynamicCache):
-    """Keys and values of the prefix; ends the prefix pass as soon as the last layer's are stored.
-
-    What the last layer does after that (attention, MLP, the final norm) nobody reads; in a model of eight
-    layers it is an eighth of the work. The pass is left by an exception, so the post-forward hooks of the
-    modules around the last attention do not run.
-    """
-
-    leaves_early = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
-        stored = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if self.leaves_early and layer_idx == len(self.layers) - 1:
-            raise _PrefixDone
-        return stored
-
-
-def _projectors(base: nn.Module, *, inside_vision: bool = False) -> list[nn.Module]:
-    """Modules between image encoder and decoder; in Qwen-VL they are the encoder's mergers."""
-    vision, language = base.get_encoder(modality="image"), base.get_decoder()
-    found = [child for child in base.children() if child is not vision and child is not language]
-    if inside_vision:
-        found += [child for name, child in vision.named_children() if "merger" in name]
-    return found
-
-
-def check_vlm(vlm: nn.Module, processor: Any) -> None:
-    """Raise ValueError naming what a model lacks to serve as the student's trunk."""
-    name = type(vlm).__name__
-
-    def require(met: bool, requirement: str) -> None:
-        if not met:
-            raise ValueError(
-                f"{name} cannot be the student's VLM: {requirement}. Models of the SmolVLM, InternVL and "
-                "Qwen-VL families are tested"
-            )
-
-    base = getattr(vlm, "base_model", vlm)
-    require(base is not vlm, "it needs a base model without a vocabulary head (vlm.base_model)")
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base
-    inside = set(base.modules())
-    require(
-        decoder is not base and decoder in inside, "it needs a decoder of its own (base_model.get_decoder())"
-    )
-    encoder = base.get_encoder(modality="image") if hasattr(base, "get_encoder") else base
-    require(
-        encoder is not base and encoder is not decoder and encoder in inside,
-        "it needs an image encoder of its own (base_model.get_encoder(modality='image'))",
-    )
-    require(
-        vlm.get_input_embeddings() in set(decoder.modules()),
-        "its token embedding must be a part of its decoder",
-    )
-    for module, label, needed in (
-        (base, "base model", ("input_ids", "pixel_values", "position_ids", "past_key_values")),
-        (decoder, "decoder", ("inputs_embeds", "attention_mask", "position_ids", "past_key_values")),
-    ):
-        accepted = inspect.signature(module.forward).parameters
-        missing = [argument for argument in needed if argument not in accepted]
-        require(not missing, f"its {label} must accept {', '.join(missing)}")
-    images, tokenizer = getattr(processor, "image_processor", None), getattr(processor, "tokenizer", None)
-    require(
-        images is not None and tokenizer is not None, "its processor needs an image_processor and a tokenizer"
-    )
-    require(
-        getattr(images, "backend", None) == "torchvision",
-        f"its image processor must work on tensors (backend 'torchvision'), got {type(images).__name__}",
-    )
-    require(tokenizer.pad_token_id is not None, "its tokenizer needs a padding token")

@@ -50,6 +50,10 @@ def build_network(
     backbone = _build_backbone(config, checkpoint, vlm_is_reference)
     decoder = _build_decoder(config, checkpoint, teacher)
     num_queries = config.num_queries or config.chunk_size
+    if config.reads_turns:
+        backbone.read_histories(
+            num_queries=num_queries, has_state=config.use_state_encoder, separator=config.query_separator
+        )
     return VitaVLANetwork(
         backbone=backbone,
         state_encoder=_build_state_encoder(config, backbone.width, dataset_stats, state_names),
@@ -57,7 +61,7 @@ def build_network(
             num_queries=num_queries,
             width=backbone.width,
             shared=config.shared_queries,
-            init_std=backbone.embedding_std if checkpoint is None else 1.0,
+            init_std=config.query_init_std or (backbone.embedding_std if checkpoint is None else 1.0),
         ),
         mapper=ActionMapper(
             width=backbone.width,
@@ -82,13 +86,18 @@ def _build_backbone(config: VitaVLAConfig, checkpoint: Path | None, vlm_is_refer
         processor = load_processor(source, config.vlm_revision)
     else:
         processor = load_processor(checkpoint / PROCESSOR_FOLDER)
-    backbone = VLMBackbone(vlm, processor, template=config.prompt)
+    backbone = VLMBackbone(vlm, processor, template=config.prompt, system_prompt=config.system_prompt)
     if config.attn_implementation == "auto" and config.device == "cpu":
         # Measured on CPU in bfloat16: sdpa's forward is the faster one (the image encoder has no backward),
         # its backward the slower one (260 against 370 ms for the mini VLM's decoder, batch 64, one core).
         vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
     if config.uses_lora:
-        add_adapters(vlm, rank=config.lora_rank, alpha=config.lora_alpha or 2 * config.lora_rank)
+        add_adapters(
+            vlm,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha or 2 * config.lora_rank,
+            targets=config.lora_targets,
+        )
     if config.gradient_checkpointing:
         backbone.checkpoint_gradients()
     return backbone
@@ -120,11 +129,22 @@ def _build_state_encoder(
     if config.gripper_state_dims is None:
         names = state_names or []
         config.gripper_state_dims = [i for i, name in enumerate(names) if "gripper" in name.lower()]
-    stats = (dataset_stats or {}).get("observation.state", {})
+    stats = (dataset_stats or {}).get("observation.state", {}) if config.standardise_state else {}
     return StateEncoder(
         state_dim=state_dim,
         width=width,
         gripper_dims=config.gripper_state_dims,
         mean=stats.get("mean"),
         std=stats.get("std"),
+        one_hot_gripper=config.one_hot_gripper,
     )
+
+
+def state_names(dataset_meta: Any) -> list[str] | None:
+    """Names of the state's dimensions, as LeRobot's dataset metadata has them."""
+    names = (
+        dataset_meta.features.get("observation.state", {}).get("names") if dataset_meta is not None else None
+    )
+    if isinstance(names, dict):
+        names = [name for group in names.values() for name in group]
+    return list(names) if names else None

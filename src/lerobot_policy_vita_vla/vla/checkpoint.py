@@ -23,7 +23,16 @@ from lerobot_policy_vita_vla.vla.lora import adapted_names
 from lerobot_policy_vita_vla.vla.stages import check_stage_order
 
 VLM_PREFIX = "network.backbone.vlm."
-FIXED = ("chunk_size", "num_queries", "shared_queries", "use_state_encoder", "decoder_init")
+FIXED = (
+    "preset",
+    "preset_follows",
+    "one_hot_gripper",
+    "chunk_size",
+    "num_queries",
+    "shared_queries",
+    "use_state_encoder",
+    "decoder_init",
+)
 FILLED_IN = ("vlm_config", "decoder", "gripper_state_dims", "teacher_cameras", "recording", "vlm_changed")
 
 
@@ -79,9 +88,11 @@ def continue_from(config: VitaVLAConfig, checkpoint: Checkpoint) -> None:
     check_stage_order(config.stage, saved["stage"])
     fixed = (*FIXED, "vlm") if checkpoint.has_vlm else FIXED
     for name in fixed:
-        if getattr(config, name) != saved[name]:
+        # A checkpoint from before this setting existed was made with its default.
+        before = saved.get(name, getattr(VitaVLAConfig, name, None))
+        if getattr(config, name) != before:
             raise ValueError(
-                f"--policy.{name}={getattr(config, name)} differs from the checkpoint's {saved[name]}, which "
+                f"--policy.{name}={getattr(config, name)} differs from the checkpoint's {before}, which "
                 f"was fixed when {checkpoint.folder} was first trained; start a new student to change it"
             )
     for name in FILLED_IN:

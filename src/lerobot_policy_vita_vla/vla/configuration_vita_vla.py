@@ -11,22 +11,13 @@ from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
-from lerobot_policy_vita_vla.chunking import check_chunking
 from lerobot_policy_vita_vla.contracts import reasons_shown
+from lerobot_policy_vita_vla.vla.presets import preset_values
+from lerobot_policy_vita_vla.vla.schedule import WarmupDecayConfig
+from lerobot_policy_vita_vla.vla.settings_checks import check_settings
 
-STAGES = ("align", "finetune", "only_finetune", "freeze_vlm")
 SCHEDULE_SPAN = 1_000_000
 FINAL_LR_FRACTION = 0.03
-
-_CHOICES: dict[str, tuple] = {
-    "stage": STAGES,
-    "dtype": ("float32", "bfloat16"),
-    "vlm_dtype": ("float32", "bfloat16"),
-    "attn_implementation": ("auto", "eager", "sdpa", "flash_attention_2"),
-    "save_vlm": ("full", "reference"),
-    "align_loss": ("mse", "norm"),
-    "decoder_init": ("teacher", "scratch"),
-}
 
 
 @PreTrainedConfig.register_subclass("vita_vla")
@@ -35,9 +26,14 @@ class VitaVLAConfig(PreTrainedConfig):
     """Settings of the student: a vision-language model that acts through its teacher's decoder.
 
     Fields marked "filled in" are written when the policy is made and read when a checkpoint is loaded; leave
-    them alone on the command line.
+    them alone on the command line. Fields that default to None take the preset's value (presets.py, which
+    names the sources; ours in brackets below) unless they say otherwise.
 
     Args:
+        preset: ``"ours"``, ``"paper-libero"`` or ``"paper-calvin"``: the values of the paper's scripts.
+        preset_follows: ``"paper"`` or ``"code"``: whose value counts where the two differ.
+        n_obs_steps: H, time steps that the student reads, one chat turn each [1] (paper: 7 on LIBERO, 10 on
+            CALVIN). Every step is supervised; an episode's first steps have a shorter prompt.
         vlm: The vision-language model: ``"mini"`` (ships with the package), a local folder or a hub id.
         vlm_revision: Hub revision of ``vlm``.
         vlm_dtype: Type in which the VLM's weights are held. ``"bfloat16"`` halves a frozen VLM's memory;
@@ -47,7 +43,10 @@ class VitaVLAConfig(PreTrainedConfig):
             leaves a frozen VLM out and reads it from ``vlm`` again (refused where its weights are trained).
         attn_implementation: ``"auto"`` is sdpa, but eager for the language model on CPU, where its backward
             is faster.
-        prompt: Text of the user's turn; ``{instruction}`` is replaced by the task.
+        prompt: Text of the user's turn [{instruction}]; ``{instruction}`` is replaced by the task,
+            ``{state}`` by the state's token, which otherwise opens the assistant's turn.
+        system_prompt: Text of the system's turn, none where empty [].
+        query_separator: Text between the action queries [].
         teacher_path: Folder of the trained teacher (its run's output folder will do). Needed to start; a
             checkpoint acts without it.
         stage: ``"align"``: VLM frozen, features regressed onto the teacher's. ``"finetune"``: language model
@@ -55,30 +54,38 @@ class VitaVLAConfig(PreTrainedConfig):
             ``"only_finetune"``: the same without alignment (the paper's ablation). ``"freeze_vlm"``:
             finetune's loss with the VLM frozen (the paper's ablation).
         chunk_size: T, actions predicted at once. None takes the teacher's (they must agree).
-        n_action_steps: Actions executed before the next prediction, 1..T. None: T, or 1 when ensembling.
+        n_action_steps: Actions executed before the next prediction, 1..T [T, or 1 when ensembling].
         temporal_ensemble_coeff: m of the averaging of overlapping chunks with weights exp(-m i), i = 0 oldest
-            (official evaluation: 0.01), or None.
+            [none]; a preset's counts only if ``n_action_steps`` is not given.
         num_queries: Action queries; T must be a multiple. None: T, one per action (paper).
         shared_queries: One vector for all queries, told apart by position only (paper); False: one each.
+        query_init_std: Spread of the queries' initial values; 0 takes that of the VLM's token embeddings [0].
         use_state_encoder: False drops the state token (ablation).
         gripper_state_dims: State dimensions encoded as the gripper's. None: those whose name has "gripper".
+        standardise_state: Scale the state by the dataset's mean and deviation before it is encoded [true].
+        one_hot_gripper: Encode the gripper's one number as two, open or closed (below 1 or not) [false].
         decoder: Filled in: shape and action spec of the decoder.
         decoder_init: ``"teacher"`` (paper) or ``"scratch"`` (ablation; not for align).
         align_loss: ``"mse"`` on features (the paper's formula) or ``"norm"``, the mean Euclidean distance
-            (the official code).
+            (the official code) [mse].
         align_weight: Weight of the alignment term kept during finetune (paper: 0). Needs the teacher.
-        smooth_l1_beta: Threshold of the arm's smooth-L1 loss in scaled action units. Official code 1; our
-            choice 0.1: closer to the MAE that the paper names, and better at small scale.
-        gripper_weight: Weight of the gripper's cross-entropy (paper: 0.01).
-        image_shift_px: Random shift of training images by up to this many pixels (paper: 10 at 224 px).
-        lr: Peak learning rate of the added parts and the decoder (paper: 1e-4).
+        smooth_l1_beta: Threshold of the arm's smooth-L1 loss in scaled action units [0.1]; 0 is the MAE.
+        gripper_weight: Weight of the gripper's cross-entropy [0.01].
+        image_shift_px: Random shift of training images by up to this many pixels [0].
+        wrist_shift_px: The same for cameras whose name contains "wrist"; None: as all.
+        shift_draw: ``"together"``: student, teacher and all steps of a sample see the same shift;
+            ``"apart"``: drawn for each [together].
+        lr: Peak learning rate of the added parts and the decoder [1e-4].
         lr_language: Peak learning rate of the language model. None: ``lr`` (paper).
-        weight_decay: AdamW (paper: 1e-4).
-        grad_clip_norm: Largest gradient norm (our choice: 1; the paper's code does not clip).
-        warmup_fraction: Part of the run that warms the learning rate up, then cosine to 3 % (our choice).
+        weight_decay: AdamW [1e-4].
+        grad_clip_norm: Largest gradient norm; 0 does not clip [1].
+        schedule: ``"cosine"`` to 3 % or ``"warmup_decay"`` (schedule.py) [cosine].
+        warmup_fraction: Part of the run that warms the learning rate up [0.1].
+        schedule_accumulation: See `schedule.WarmupDecayConfig` [1].
         ema_decay: Decay of the averaged weights, which act and start the next stage; 0: none (paper).
         lora_rank: Rank of low-rank adapters on the language model at finetune; 0 trains it in full (paper).
         lora_alpha: Scale of the adapters. None: 2 x rank.
+        lora_targets: Layers of a block that carry adapters, such as [q_proj, v_proj]. None: all.
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
         teacher_cameras: Which of our cameras feeds each of the teacher's (teacher's key: ours). Filled in
@@ -87,6 +94,10 @@ class VitaVLAConfig(PreTrainedConfig):
         recording: Filled in: how the demonstrations were recorded (`conventions.RecordingInfo`).
     """
 
+    preset: str = "ours"
+    preset_follows: str = "paper"
+    n_obs_steps: int | None = None  # type: ignore[assignment]
+
     # Vision-language model
     vlm: str = "mini"
     vlm_revision: str | None = None
@@ -94,7 +105,9 @@ class VitaVLAConfig(PreTrainedConfig):
     vlm_config: dict[str, Any] = field(default_factory=dict)
     save_vlm: str = "full"
     attn_implementation: str = "auto"
-    prompt: str = "{instruction}"
+    prompt: str | None = None
+    system_prompt: str | None = None
+    query_separator: str | None = None
 
     # Teacher and stage
     teacher_path: str | None = None
@@ -108,27 +121,35 @@ class VitaVLAConfig(PreTrainedConfig):
     # Added parts
     num_queries: int | None = None
     shared_queries: bool = True
+    query_init_std: float | None = None
     use_state_encoder: bool = True
     gripper_state_dims: list[int] | None = None
+    standardise_state: bool | None = None
+    one_hot_gripper: bool | None = None
     decoder: dict[str, Any] = field(default_factory=dict)
     decoder_init: str = "teacher"
 
     # Losses and augmentation
-    align_loss: str = "mse"
+    align_loss: str | None = None
     align_weight: float = 0.0
-    smooth_l1_beta: float = 0.1
-    gripper_weight: float = 0.01
-    image_shift_px: int = 0
+    smooth_l1_beta: float | None = None
+    gripper_weight: float | None = None
+    image_shift_px: int | None = None
+    wrist_shift_px: int | None = None
+    shift_draw: str | None = None
 
     # Optimisation
-    lr: float = 1e-4
+    lr: float | None = None
     lr_language: float | None = None
-    weight_decay: float = 1e-4
-    grad_clip_norm: float = 1.0
-    warmup_fraction: float = 0.1
+    weight_decay: float | None = None
+    grad_clip_norm: float | None = None
+    schedule: str | None = None
+    warmup_fraction: float | None = None
+    schedule_accumulation: int | None = None
     ema_decay: float = 0.0
     lora_rank: int = 0
     lora_alpha: float | None = None
+    lora_targets: list[str] | None = None
     gradient_checkpointing: bool = False
     dtype: str = "bfloat16"
 
@@ -149,52 +170,26 @@ class VitaVLAConfig(PreTrainedConfig):
     )
 
     def __post_init__(self):
+        # Before LeRobot's own checks, which read n_obs_steps.
+        with reasons_shown():
+            self._fill_in_preset()
         super().__post_init__()
         with reasons_shown():
-            self._check()
-
-    def _check(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"--policy.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if self.n_obs_steps != 1:
-            raise ValueError(
-                "the student reads the current observation only, so n_obs_steps must be 1, "
-                f"got {self.n_obs_steps}"
-            )
-        if self.chunk_size is None and self.teacher_path is not None:
-            # The dataset is cut into chunks before any policy exists, so T has to be known from here on.
-            self.chunk_size = _teacher_chunk_size(self.teacher_path)
-        if self.chunk_size is not None:
-            if self.n_action_steps is None:
+            if self.chunk_size is None and self.teacher_path is not None:
+                # The dataset is cut into chunks before any policy exists, so T has to be known from here on.
+                self.chunk_size = _teacher_chunk_size(self.teacher_path)
+            if self.chunk_size is not None and self.n_action_steps is None:
                 self.n_action_steps = self.chunk_size if self.temporal_ensemble_coeff is None else 1
-            check_chunking(self.chunk_size, self.n_action_steps, self.temporal_ensemble_coeff)
-            if self.num_queries is not None and (
-                self.num_queries < 1 or self.chunk_size % self.num_queries != 0
-            ):
-                raise ValueError(
-                    f"chunk_size ({self.chunk_size}) must be a multiple of num_queries, "
-                    f"got {self.num_queries}"
-                )
-        self._check_stage()
+            check_settings(self)
 
-    def _check_stage(self) -> None:
-        if self.stage == "align" and self.decoder_init == "scratch":
-            raise ValueError(
-                "align matches the features that the teacher's own decoder reads, so decoder_init must be "
-                "'teacher'; use decoder_init=scratch with stage finetune, only_finetune or freeze_vlm"
-            )
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must be 0 (no adapters) or positive, got {self.lora_rank}")
-        if self.save_vlm == "reference" and (self.vlm_changed or self.trains_language and not self.uses_lora):
-            raise ValueError(
-                f"up to stage {self.stage!r} the language model is trained, which save_vlm=reference would "
-                "leave out of the checkpoint; pass --policy.save_vlm=full"
-            )
-        if not 0.0 <= self.warmup_fraction < 1.0:
-            raise ValueError(f"warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
-        if "{instruction}" not in self.prompt:
-            raise ValueError(f"prompt must contain {{instruction}}, got {self.prompt!r}")
+    def _fill_in_preset(self) -> None:
+        values = preset_values(self.preset, self.preset_follows)
+        if self.n_action_steps is not None or self.temporal_ensemble_coeff is not None:
+            # How predictions are executed is one decision: who makes it, makes all of it.
+            del values["n_action_steps"], values["temporal_ensemble_coeff"]
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     @property
     def trains_language(self) -> bool:
@@ -212,19 +207,24 @@ class VitaVLAConfig(PreTrainedConfig):
         return self.stage == "align" or self.align_weight > 0
 
     @property
-    def observation_delta_indices(self) -> None:
-        """No history."""
-        return None
+    def reads_turns(self) -> bool:
+        """Whether the prompt is made of turns with slots of their own (turns.py)."""
+        return self.n_obs_steps > 1 or "{state}" in self.prompt or self.query_separator != ""
+
+    @property
+    def observation_delta_indices(self) -> list[int] | None:
+        """The H frames up to now; None where it is one."""
+        return list(range(1 - self.n_obs_steps, 1)) if self.n_obs_steps > 1 else None
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The T actions from the current step on."""
+        """The T actions from each of the H steps on (paper: a window of H + T)."""
         if self.chunk_size is None:
             raise ValueError(
                 "the chunk size is unknown: pass --policy.teacher_path=<trained teacher> (its chunk size is "
                 "taken) or --policy.chunk_size=<T>"
             )
-        return list(range(self.chunk_size))
+        return list(range(1 - self.n_obs_steps, self.chunk_size))
 
     @property
     def reward_delta_indices(self) -> None:
@@ -235,8 +235,12 @@ class VitaVLAConfig(PreTrainedConfig):
         """AdamW (paper); groups with their own rates come from the policy."""
         return AdamWConfig(lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm)
 
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        """Linear warm-up over ``warmup_fraction`` of the run, cosine over all of it."""
+    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig | WarmupDecayConfig:
+        """Linear warm-up over ``warmup_fraction`` of the run, cosine over all of it; or `schedule.py`'s."""
+        if self.schedule == "warmup_decay":
+            return WarmupDecayConfig(
+                warmup_fraction=self.warmup_fraction, accumulation=self.schedule_accumulation
+            )
         # LeRobot shrinks a schedule that is longer than the run in proportion; one of a million steps
         # therefore turns a fraction of the run into steps, which a config cannot know.
         return CosineDecayWithWarmupSchedulerConfig(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 BASE = ".base_layer."
 
 
-def add_adapters(vlm: nn.Module, *, rank: int, alpha: float) -> None:
-    """Put adapters on every Linear layer of the VLM's decoder, in place.
+def add_adapters(vlm: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] | None = None) -> None:
+    """Put adapters on Linear layers of the VLM's decoder, in place.
 
     The target is a pattern over full names: bare leaf names (``q_proj``) also hit the image encoder's layers
     in most families.
@@ -20,6 +21,10 @@ def add_adapters(vlm: nn.Module, *, rank: int, alpha: float) -> None:
             moving to ``<layer>.base_layer``.
         rank: Rank of the adapters.
         alpha: Their scale is alpha / rank.
+        targets: Names of the layers within a block, such as ``q_proj``; None: all.
+
+    Raises:
+        ValueError: For a target that the decoder does not have.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -28,6 +33,15 @@ def add_adapters(vlm: nn.Module, *, rank: int, alpha: float) -> None:
     leaves = {
         name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)
     }
+    if unknown := sorted(set(targets or ()) - leaves):
+        elsewhere = {name.rsplit(".", 1)[-1] for name, m in vlm.named_modules() if isinstance(m, nn.Linear)}
+        outside = sorted(elsewhere.intersection(unknown))
+        raise ValueError(
+            f"--policy.lora_targets names {unknown}, which the language model does not have"
+            + (f" ({outside} lie outside of it, where adapters would train frozen parts)" if outside else "")
+            + f"; its layers are {sorted(leaves)}"
+        )
+    leaves = set(targets) if targets else leaves
     pattern = re.escape(prefix) + r"\..*\.(" + "|".join(sorted(leaves)) + ")"
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), vlm)
 

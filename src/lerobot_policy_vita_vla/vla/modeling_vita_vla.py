@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
@@ -17,9 +16,8 @@ from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.teacher.weights import read_weights
-from lerobot_policy_vita_vla.vla.align import align_loss
-from lerobot_policy_vita_vla.vla.augmentation import random_shift
-from lerobot_policy_vita_vla.vla.building import PROCESSOR_FOLDER, build_network
+from lerobot_policy_vita_vla.vla.batches import observed, observed_keys, shifted
+from lerobot_policy_vita_vla.vla.building import PROCESSOR_FOLDER, build_network, state_names
 from lerobot_policy_vita_vla.vla.checkpoint import (
     VLM_PREFIX,
     Checkpoint,
@@ -28,7 +26,8 @@ from lerobot_policy_vita_vla.vla.checkpoint import (
     open_checkpoint,
 )
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
-from lerobot_policy_vita_vla.vla.finetune import finetune_loss
+from lerobot_policy_vita_vla.vla.history import Memory, remember
+from lerobot_policy_vita_vla.vla.objective import student_loss
 from lerobot_policy_vita_vla.vla.stages import apply_stage, check_stage_order
 from lerobot_policy_vita_vla.vla.teaching import (
     check_decoder_scale,
@@ -79,7 +78,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
             vlm_is_reference=checkpoint is not None and not checkpoint.has_vlm,
             teacher=self._teacher.teacher if self._teacher else None,
             dataset_stats=None if checkpoint else dataset_stats,
-            state_names=_state_names(dataset_meta),
+            state_names=state_names(dataset_meta),
         )
         self.trainable = apply_stage(self.network.parts(), config.stage)
         self.network.backbone.cached = not config.trains_language
@@ -111,45 +110,86 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     def _loss(self, batch: dict[str, Any], reduction: str) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-        if self.training and config.image_shift_px:
-            # Student and teacher see the same shifted image (the paper draws apart): the teacher's features
-            # then answer the very picture that the student sees, not another one.
-            shifted = {key: random_shift(batch[key], config.image_shift_px) for key in config.image_features}
-            batch = batch | shifted
-        target = self._targets(batch) if config.needs_teacher else None
+        taught = batch
+        if self.training and (config.image_shift_px or config.wrist_shift_px):
+            batch = shifted(taught, config)
+            # The paper draws apart. By default both see the same shifted image: the teacher's features then
+            # answer the very picture that the student sees, not another one.
+            taught = batch if config.shift_draw == "together" else shifted(taught, config)
+        seen = observed(batch, config)
+        target = None
+        if config.needs_teacher:
+            target = self._targets(taught, seen.valid_BH if config.n_obs_steps > 1 else None)
         with self._autocast():
-            features = self.network.features(*self._inputs(batch))
-            if config.stage == "align":
-                return align_loss(features, target, kind=config.align_loss, reduction=reduction)
-            return finetune_loss(
-                self.network.decoder,
-                features,
-                batch[ACTION],
-                batch["action_is_pad"],
-                beta=config.smooth_l1_beta,
-                gripper_weight=config.gripper_weight,
-                target_BTE=target,
-                align_kind=config.align_loss,
-                align_weight=config.align_weight,
-                reduction=reduction,
-            )
+            return student_loss(self.network, config, seen, batch, target, reduction)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """Action chunk (B, T, A) in environment units."""
+        """Action chunk (B, T, A) in environment units for this step's observation, without a frame axis.
+
+        With a history, the policy remembers the episode's steps itself, until `reset`.
+        """
+        if self.config.reads_turns:
+            chunk, self._memory = self.step(batch, self._memory)
+            return chunk
         if self.training:
             self.eval()
         with self._autocast():
-            return self.network.act(*self._inputs(batch))
+            return self.network.act(*observed(batch, self.config)[:3])
+
+    def chunk_of_history(self, batch: dict[str, Any]) -> Tensor:
+        """Action chunk (B, T, A) for observations with a frame axis of H steps, without any memory."""
+        return self._act_on_history(batch, None)[0]
+
+    def step(self, batch: dict[str, Any], memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """One step of running episodes whose memory the caller keeps, as a server does for each robot.
+
+        Args:
+            batch: This step's observations, without a frame axis.
+            memory: What the previous step returned; None where episodes start.
+
+        Returns:
+            Action chunk (B, T, A) in environment units, and the memory for the next step. A memory serves
+            once, since its keys and values are extended in place.
+        """
+        return self.act_on(self.observe(batch, memory), batch)
+
+    def observe(self, batch: dict[str, Any], memory: Memory | None = None) -> Memory:
+        """Remember this step's observation without acting on it."""
+        return remember(memory, batch, observed_keys(self.config), self.config.n_obs_steps)
+
+    def act_on(self, memory: Memory, batch: dict[str, Any]) -> tuple[Tensor, Memory]:
+        """Action chunk (B, T, A) for what is remembered; ``batch`` gives the instructions."""
+        seen = memory.seen | {"task": batch.get("task")}
+        chunk, past = self._act_on_history(seen, memory.past)
+        steps = next(iter(memory.seen.values())).shape[1]
+        return chunk, Memory(memory.seen, past if steps < self.config.n_obs_steps else None)
+
+    @torch.no_grad()
+    def _act_on_history(self, batch: dict[str, Any], past: Any) -> tuple[Tensor, Any]:
+        if self.training:
+            self.eval()
+        with self._autocast():
+            return self.network.act_on_history(*observed(batch, self.config), past)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """The next action (B, A), from the queue or a new prediction."""
-        return self._executor.next_action(lambda: self.predict_action_chunk(batch))
+        if not self.config.reads_turns:
+            return self._executor.next_action(lambda: self.predict_action_chunk(batch))
+        # A step that is not acted on belongs to the history all the same.
+        self._memory = self.observe(batch, self._memory)
+
+        def predict() -> Tensor:
+            chunk, self._memory = self.act_on(self._memory, batch)
+            return chunk
+
+        return self._executor.next_action(predict)
 
     def reset(self) -> None:
-        """Forget all predictions; call at the start of an episode."""
+        """Forget all predictions and observations; call at the start of an episode."""
         config = self.config
+        self._memory: Memory | None = None
         self._executor = ChunkExecutor(
             chunk_size=config.chunk_size,
             n_action_steps=config.n_action_steps,
@@ -221,6 +261,12 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if active:
             self.ema.activate(True)
 
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        raise ValueError(
+            "LeRobot's --peft options would freeze state encoder and queries, and could reach the image "
+            "encoder; pass --policy.lora_rank=16 (and --policy.lora_targets=[q_proj,v_proj]) instead"
+        )
+
     def _start_average(self) -> None:
         decay = self.config.ema_decay
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -233,18 +279,11 @@ class VitaVLAPolicy(PreTrainedPolicy):
         self.config.teacher_cameras = check_teacher(source.teacher, self.config, dataset_stats)
         object.__setattr__(self, "_teacher", source)
 
-    def _targets(self, batch: dict[str, Any]) -> Tensor:
+    def _targets(self, batch: dict[str, Any], valid_BH: Tensor | None) -> Tensor:
         device = batch[next(iter(self.config.image_features))].device
         if self._teacher is None or self._teacher.device != device:
             object.__setattr__(self, "_teacher", require_teacher(self.config, device))
-        return self._teacher.targets(batch, self.config.teacher_cameras)
-
-    def _inputs(self, batch: dict[str, Any]) -> tuple[list[Tensor], list[str], Tensor | None]:
-        tasks = batch.get("task")
-        if tasks is None:
-            raise ValueError("the batch has no 'task': the student needs an instruction for every sample")
-        state = batch[OBS_STATE] if self.config.use_state_encoder else None
-        return [batch[key] for key in self.config.image_features], list(tasks), state
+        return self._teacher.targets(batch, self.config.teacher_cameras, valid_BH)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.network.mapper.parameters()).device.type
@@ -254,13 +293,6 @@ class VitaVLAPolicy(PreTrainedPolicy):
         root = getattr(dataset_meta, "root", None)
         if root is not None and (info := RecordingInfo.load(root)) is not None:
             self.config.recording = info.to_dict()
-
-
-def _state_names(dataset_meta: Any) -> list[str] | None:
-    names = dataset_meta.features.get(OBS_STATE, {}).get("names") if dataset_meta is not None else None
-    if isinstance(names, dict):
-        names = [name for group in names.values() for name in group]
-    return list(names) if names else None
 
 
 def _leave_out_vlm(module: VitaVLAPolicy, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

@@ -8,12 +8,14 @@
                                                |
                                        ActionDecoder --> raw (B, T, A) --> to_action --> environment units
 
-The token sequence is drawn in prompts.py.
+The token sequence is drawn in prompts.py. With a history of H steps (turns.py) every step has its own state,
+queries and action features: rows are then the n steps that exist, of all samples one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +61,64 @@ class VitaVLANetwork(nn.Module):
         """
         for image in images:
             check_shape("a camera's images", image, len(instructions), 3, None, None)
-        suffix_BSD = self.queries(len(instructions))
-        if self.state_encoder is not None:
-            state_B1D = self.state_encoder(state_BS)
-            suffix_BSD = torch.cat([state_B1D, suffix_BSD.to(state_B1D.dtype)], dim=1)
-        hidden_BSD = self.backbone(images, instructions, suffix_BSD)
+        return self._map(self.backbone(images, instructions, self._suffix(len(instructions), state_BS)))
+
+    def step_features(
+        self,
+        images: Sequence[Tensor],
+        instructions: Sequence[str],
+        state_BHS: Tensor | None,
+        valid_BH: Tensor,
+    ) -> Tensor:
+        """Action features (n, T, E) of every step of a history.
+
+        Args:
+            images: One (B, H, 3, h, w) per camera, RGB in [0, 1].
+            instructions: B texts.
+            state_BHS: Proprioceptive state in physical units; unused without a state encoder.
+            valid_BH: True for the n steps that exist, the last ones of a row.
+        """
+        slots_nSD = self._slots(images, instructions, state_BHS, valid_BH)
+        return self._map(self.backbone.turns_pass(images, instructions, slots_nSD, valid_BH))
+
+    def act_on_history(
+        self,
+        images: Sequence[Tensor],
+        instructions: Sequence[str],
+        state_BHS: Tensor | None,
+        valid_BH: Tensor,
+        past: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Action chunk (B, T, A) of the newest step, in environment units, and the past for the next one.
+
+        Arguments as of `step_features`; ``past`` as of `VLMBackbone.turn_step`.
+        """
+        slots_nSD = self._slots(images, instructions, state_BHS, valid_BH)
+        hidden_BSD, past = self.backbone.turn_step(images, instructions, slots_nSD, valid_BH, past)
+        return self.decoder.to_action(self.decoder(self._map(hidden_BSD))), past
+
+    def _slots(
+        self,
+        images: Sequence[Tensor],
+        instructions: Sequence[str],
+        state_BHS: Tensor | None,
+        valid_BH: Tensor,
+    ) -> Tensor:
+        for image in images:
+            check_shape("a camera's images", image, len(instructions), valid_BH.shape[1], 3, None, None)
+        if self.state_encoder is None:
+            return self._suffix(int(valid_BH.sum()), None)
+        check_shape("observation.state", state_BHS, *valid_BH.shape, None)
+        return self._suffix(int(valid_BH.sum()), state_BHS[valid_BH])
+
+    def _suffix(self, rows: int, state_BS: Tensor | None) -> Tensor:
+        suffix_BSD = self.queries(rows)
+        if self.state_encoder is None:
+            return suffix_BSD
+        state_B1D = self.state_encoder(state_BS)
+        return torch.cat([state_B1D, suffix_BSD.to(state_B1D.dtype)], dim=1)
+
+    def _map(self, hidden_BSD: Tensor) -> Tensor:
         features_BTE = self.mapper(hidden_BSD[:, -self.queries.num_queries :])
         check_shape(
             "the mapper's action features", features_BTE, None, self.chunk_size, self.decoder.feature_dim

@@ -27,17 +27,36 @@ class TeacherSource:
         self.device = torch.device(device)
         self.teacher: Teacher = load_teacher(path, device=str(device))
 
-    def targets(self, batch: dict[str, Any], cameras: Mapping[str, str]) -> Tensor:
-        """Action features (B, T, E) without gradient.
+    def targets(
+        self, batch: dict[str, Any], cameras: Mapping[str, str], valid_BH: Tensor | None = None
+    ) -> Tensor:
+        """Action features (B, T, E) without gradient; of a history, (n, T, E) of the n steps that exist.
 
         Args:
             batch: The student's batch.
             cameras: Teacher's camera key -> ours.
+            valid_BH: Which steps of a history exist; None without a history.
         """
         seen = {key: value for key, value in batch.items() if key not in cameras.values()}
         seen |= {theirs: batch[ours] for theirs, ours in cameras.items()}
         with torch.no_grad():
-            return self.teacher.targets(seen).features_BTE.detach()
+            if valid_BH is None:
+                return self.teacher.targets(seen).features_BTE.detach()
+            if getattr(self.teacher, "n_obs_steps", 1) > 1:
+                return self.teacher.targets_of_every_step(seen)[valid_BH].detach()
+            return self.teacher.targets(_step_by_step(seen, valid_BH)).features_BTE.detach()
+
+
+def _step_by_step(batch: dict[str, Any], valid_BH: Tensor) -> dict[str, Any]:
+    """Every step that exists as a sample of its own, for a teacher that reads one step."""
+    rows = {
+        key: value[valid_BH]
+        for key, value in batch.items()
+        if key.startswith("observation.") and not key.endswith("_is_pad") and isinstance(value, Tensor)
+    }
+    counts = valid_BH.sum(dim=1).tolist()
+    rows["task"] = [task for task, count in zip(batch["task"], counts, strict=True) for _ in range(count)]
+    return rows
 
 
 def require_teacher(config: VitaVLAConfig, device: str | torch.device) -> TeacherSource:
@@ -64,10 +83,17 @@ def check_teacher(
             not fit.
     """
     problems = []
-    if (steps := getattr(teacher, "n_obs_steps", 1)) > 1:
+    if (steps := getattr(teacher, "n_obs_steps", 1)) not in (1, config.n_obs_steps):
+        reads = "the current observation only" if config.n_obs_steps == 1 else f"{config.n_obs_steps} steps"
         raise ValueError(
             f"the teacher at {config.teacher_path} reads a history of {steps} steps (n_obs_steps), the "
-            "student the current observation only; train the teacher with --policy.n_obs_steps=1"
+            f"student {reads}; train the teacher with --policy.n_obs_steps=1, or the student with "
+            f"--policy.n_obs_steps={steps}"
+        )
+    if steps > 1 and not hasattr(teacher, "targets_of_every_step"):
+        raise ValueError(
+            f"the teacher at {config.teacher_path} reads a history but gives features of its last step only; "
+            "train it with --policy.n_obs_steps=1"
         )
     if teacher.chunk_size != config.chunk_size:
         problems.append(f"it predicts {teacher.chunk_size} steps, the student chunk_size={config.chunk_size}")

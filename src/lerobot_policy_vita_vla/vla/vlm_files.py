@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.initialization import no_init_weights
 
@@ -83,10 +84,45 @@ def save_processor(processor: Any, folder: Path) -> None:
 
 
 def load_vlm(source: str, *, revision: str | None, dtype: str, attention: str) -> Any:
-    """The VLM with its weights."""
-    return AutoModelForImageTextToText.from_pretrained(
-        source, revision=revision, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
+    """The VLM with its weights.
+
+    Raises:
+        ValueError: For weights that are cut off, missing, or tied in the configuration and not in the file.
+    """
+    try:
+        vlm, found = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weight file of the VLM {source} is damaged or cut off ({error}); download or copy it again"
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers fills them with random numbers and a warning.
+        raise ValueError(
+            f"the VLM {source} lacks the weights {', '.join(missing[:5])}"
+            + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            + (_TIED_ADVICE if any("embed" in name or "lm_head" in name for name in missing) else "")
+            + "; save it again with model.save_pretrained(folder), or download it again"
+        )
+    words, head = vlm.get_input_embeddings().weight, vlm.get_output_embeddings().weight
+    if vlm.config.tie_word_embeddings and words is not head:
+        raise ValueError(
+            f"the VLM {source} has tie_word_embeddings=true in its config.json, but two different weights "
+            "for word embeddings and lm_head in its files; set it to false in config.json if both were "
+            "trained, or save the model again with model.tie_weights(); model.save_pretrained(folder)"
+        )
+    return vlm
+
+
+_TIED_ADVICE = (
+    ". If word embeddings and lm_head are one weight, stored once, config.json must say "
+    "tie_word_embeddings=true (in text_config too)"
+)
 
 
 def empty_vlm(stored: dict[str, Any], *, dtype: str, attention: str) -> Any:
