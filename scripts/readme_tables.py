@@ -66,6 +66,7 @@ FOLDERS = (
     "src/lerobot_policy_vita_vla/demos",
     "src/lerobot_policy_vita_vla/teacher",
     "src/lerobot_policy_vita_vla/teacher/seer",
+    "src/lerobot_policy_vita_vla/teacher/seer/official",
     "src/lerobot_policy_vita_vla/vla",
     "src/lerobot_policy_vita_vla/vlm",
     "src/lerobot_policy_vita_vla/training",

@@ -152,3 +152,34 @@ def seer(w, mae, clip, pictures, state, tokens, *, heads, one_hot):
     hidden = linear(w, "action_decoder.2", linear(w, "action_decoder.0", features).relu()).relu()
     arm = torch.tanh(linear(w, "arm_action_decoder.0", hidden))
     return arm, torch.sigmoid(linear(w, "gripper_action_decoder.0", hidden))
+
+
+def positions(side, width):
+    """Fixed embeddings of a grid's cells, row by row, (side^2, width): sines, cosines of column, then row."""
+    rates = [10000.0 ** (-4 * i / width) for i in range(width // 4)]
+    cells = []
+    for row in range(side):
+        for column in range(side):
+            numbers = []
+            for place in (column, row):
+                numbers += [math.sin(place * rate) for rate in rates] + [
+                    math.cos(place * rate) for rate in rates
+                ]
+            cells.append(numbers)
+    return torch.tensor(cells)
+
+
+def foresee(w, features, *, side):
+    """Trunk's output at the foresight tokens (B, H, N, F, E) -> patches (B, H, N, side^2, 3 * 16 * 16)."""
+    x = linear(w, "image_decoder_obs_pred_projector", features.flatten(0, 2))
+    n, width = x.shape[1:]
+    x = torch.cat([x, w["mask_token"].expand(len(x), side**2, -1)], 1)
+    x = x + torch.cat([positions(round(n**0.5), width), positions(side, width)])
+    for i in range(2):
+        block = f"image_decoder.{i}"
+        qkv = linear(w, f"{block}.attn.qkv", norm(w, f"{block}.norm1", x)).chunk(3, -1)
+        x = x + linear(w, f"{block}.attn.proj", attend(*qkv, 16))
+        inner = F.gelu(linear(w, f"{block}.mlp.fc1", norm(w, f"{block}.norm2", x)))
+        x = x + linear(w, f"{block}.mlp.fc2", inner)
+    patches = linear(w, "image_decoder_pred", norm(w, "image_decoder_norm", x[:, n:]))
+    return patches.unflatten(0, features.shape[:3])

@@ -182,6 +182,19 @@ def test_the_comparison_notices_every_convention(imported, tensors):
     assert moved() > 1e-3, "another image normalisation"
 
 
+def test_it_foresees_as_published(imported, tensors):
+    """Nothing acts on it, but training goes on from it."""
+    teacher = load_teacher(imported["libero"])
+    batch = batch_for(teacher)
+    network = teacher.policy.network
+    with torch.no_grad():
+        output = network(*observations(batch, teacher.policy.config, H)).foresight_BHNFE
+        patches = network.foresight_decoder(output.flatten(0, 2)).unflatten(0, output.shape[:3])
+        expected = seer_reference.foresee(tensors, output, side=14)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(patches, expected, atol=1e-5, rtol=0)
+
+
 def test_published_mask_by_hand():
     layout = StepLayout(
         n_cameras=1, image_tokens=1, foresight_tokens=1, action_tokens=1, queries_read_peers=False
@@ -548,7 +561,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, encoders, tensors, monkeypatch):
 
     monkeypatch.setattr(importing, "make_seer_pre_post_processors", full)
     with pytest.raises(OSError, match="No space left"):
-        import_tiny(source, tmp_path / "out", encoders)
+        import_tiny(source, tmp_path / "new" / "out", encoders)
     assert sorted(tmp_path.iterdir()) == [source]
 
 

@@ -49,7 +49,8 @@ def shift_steps(value_BH: Tensor, steps_B: Tensor) -> Tensor:
     """Move each sample's steps (B, H, ...) forward in time by its own number; the ends repeat what is there.
 
     With a history's number of padded steps it puts the real ones in front and repeats the last behind them
-    (Seer's evaluation), which changes nothing in front: no step reads a later one. Minus that number undoes it.
+    (Seer's evaluation), which changes nothing in front: no step reads a later one. Minus that number undoes
+    it.
     """
     b, h = value_BH.shape[:2]
     step_BH = torch.arange(h, device=value_BH.device) + steps_B.to(value_BH.device)[:, None]

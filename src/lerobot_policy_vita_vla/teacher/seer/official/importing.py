@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,7 @@ def _check_free(target: Path) -> None:
 def _whole_folder(target: Path) -> Iterator[Path]:
     """A folder that becomes ``target`` once all is written, and otherwise vanishes."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    new_parents = [folder for folder in partial.parents if not folder.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -191,4 +192,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # one that another program has filled meanwhile stays
+            for folder in new_parents:
+                folder.rmdir()
         raise
