@@ -36,6 +36,7 @@ from seer_files import (
     tiny_layout,
 )
 from vita_vla_cli import cli
+from vita_vla_cli.verbs import teacher_import
 
 torch.set_num_threads(1)
 
@@ -520,6 +521,12 @@ def test_unsafe_or_wrong_encoders(tmp_path, encoders, tensors):
     (hub / "model.safetensors").unlink()
     torch.save({"embeddings.cls_token": Bomb(mark)}, hub / "pytorch_model.bin")
     refused("image encoder(.|\n)*cannot be read(.|\n)*hf download", mae=hub)
+    # A ViT trained on labels has the same names and shapes.
+    other = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**other, "model_type": "vit"}))
+    refused(r"holds a model of type 'vit', not the frozen image encoder(.|\n)*\(vit_mae\)", mae=hub)
+    (hub / "config.json").write_text("{")
+    refused("config.json is damaged", mae=hub)
     # A program that carries a call beside its tensors.
     clip = tmp_path / "clip"
     shutil.copytree(encoders[1], clip)
@@ -578,6 +585,7 @@ def test_existing_work_is_not_overwritten(tmp_path, encoders, tensors):
 
 
 def test_import_beside_training(tmp_path, encoders, tensors, capsys, monkeypatch):
+    assert tuple(LAYOUTS) == teacher_import.LAYOUTS
     for name, layout in TINY.items():
         monkeypatch.setitem(LAYOUTS, name, layout)
     source = save_seer(tmp_path / "33.pth", tensors)

@@ -37,6 +37,8 @@ class Source:
         flag: Of the command line.
         original: File name under which its authors published it.
         repo: Its copy on Hugging Face's hub.
+        types: What Hugging Face's ``config.json`` calls such a model. Others share its names and shapes: a
+            ViT trained on labels is not an MAE.
         further: Groups of files that Hugging Face's format needs besides; one group suffices.
     """
 
@@ -44,6 +46,7 @@ class Source:
     flag: str
     original: str
     repo: str
+    types: tuple[str, ...]
     further: tuple[tuple[str, ...], ...] = ((),)
 
     @property
@@ -60,13 +63,18 @@ class Source:
 
 
 MAE = Source(
-    "the frozen image encoder, MAE ViT-B/16", "--mae", "mae_pretrain_vit_base.pth", "facebook/vit-mae-base"
+    "the frozen image encoder, MAE ViT-B/16",
+    "--mae",
+    "mae_pretrain_vit_base.pth",
+    "facebook/vit-mae-base",
+    ("vit_mae",),
 )
 CLIP = Source(
     "the frozen text encoder, CLIP ViT-B/32",
     "--clip",
     "ViT-B-32.pt",
     "openai/clip-vit-base-patch32",
+    ("clip", "clip_text_model"),
     (("tokenizer.json",), ("vocab.json", "merges.txt")),
 )
 
@@ -133,7 +141,21 @@ def _locate(path: str | Path, source: Source) -> tuple[Path, Path | None]:
             f"Seer's checkpoints do not hold {source.what}, and {path} {there}. Needed are {source.needs}. "
             f"{source.fix(path)}"
         )
+    kind = _model_type(path / "config.json")
+    if kind not in source.types:
+        raise ValueError(
+            f"{path} holds a model of type {kind!r}, not {source.what} ({' or '.join(source.types)}). "
+            f"{source.fix(path)}"
+        )
     return path, None
+
+
+def _model_type(path: Path) -> str | None:
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def _hugging_face(load: Callable[[Path], Any], folder: Path, source: Source) -> Any:
