@@ -42,5 +42,6 @@ fi
   a.two_stage_minus_only_ft_30=ablation:only_finetune@30 \
   a.two_stage_minus_only_ft_100=ablation:only_finetune@100 \
   a.two_stage_minus_only_ft_equal_compute=ablation:only_finetune_equal_compute@300
+.venv/bin/python scripts/plot_budgets.py results/budgets
 .venv/bin/vita-vla report "$RUN"
 .venv/bin/python scripts/readme_tables.py

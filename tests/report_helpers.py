@@ -148,18 +148,37 @@ def _optional_parts(folder, tasks, rates, rng):
     write_json(
         folder / "timing.json", {"steps": [*steps, *({"name": f"eval/{x}", "seconds": 61.5} for x in rates)]}
     )
-    variants = {"two_stage": 0.85, "no_state_encoder": 0.58, "one_query": 0.8, "scratch_decoder": 0.72}
-    rows = [
-        {"label": f"{name}-1500-seed{seed}", "variant": name, "why": "what it adds", "seed": seed}
-        | {"steps": 1500, "finetune_steps": 1500, **rate_with_interval(round(60 * rate) + seed, 60)}
-        for name, rate in variants.items()
-        for seed in (0, 1)
-    ]
-    write_json(folder / "ablation/ablations.json", {"rows": rows})
+    write_json(folder / "ablation/ablations.json", ablations())
     qualities = {"align": 0.91, "finetune": 0.86, "only_finetune": 0.31}
     write_json(
         folder / "agreement.json", {label: _agreement(3, quality) for label, quality in qualities.items()}
     )
+
+
+def ablations(budgets: tuple[int, ...] = (500, 1500), seeds: tuple[int, ...] = (0, 1)) -> dict:
+    """As `ablate.run_ablation` writes it, with round numbers."""
+    variants = {"two_stage": 0.85, "only_finetune": 0.6, "only_finetune_equal_compute": 0.7, "one_query": 0.8}
+    rows = [
+        {"label": f"{name}-{steps}-seed{seed}", "variant": name, "why": f"what {name} adds", "seed": seed}
+        | {"steps": steps + 400 * name.endswith("compute"), "finetune_steps": steps, "train_seconds": 60.0}
+        | rate_with_interval(round(60 * rate) + 2 * seed - 9 * (steps == 500), 60)
+        for name, rate in variants.items()
+        for steps in budgets
+        for seed in seeds
+    ]
+
+    def rates(name, steps):
+        return [r["success_rate"] for r in rows if (r["variant"], r["finetune_steps"]) == (name, steps)]
+
+    comparisons = []
+    for name, steps in [(name, steps) for name in list(variants)[1:] for steps in budgets]:
+        ours, theirs = rates("two_stage", steps), rates(name, steps)
+        difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+        entry = {"variant": name, "finetune_steps": steps, "difference": difference}
+        entry |= {"low": difference - 0.08, "high": difference + 0.08, "rates_a": ours, "rates_b": theirs}
+        entry |= {"n_runs_a": len(ours), "n_runs_b": len(theirs), "n_episodes": 60, "p_value": 0.0123}
+        comparisons.append(entry)
+    return {"rows": rows, "comparisons": comparisons}
 
 
 def _agreement(steps: int, quality: float) -> dict:

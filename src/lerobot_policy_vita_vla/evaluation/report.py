@@ -6,7 +6,7 @@ network.
     report_data     reads the run folder
     report_view     results as rows and sentences        report_figures  learning curves, colours
     report_record   how the run was made                 report_videos   chooses and inlines videos
-    report_agreement   teacher-student agreement
+    report_agreement   teacher-student agreement         report_ablations   variants over budgets and seeds
     report_page/    template, style, script, pipeline drawing
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.evaluation import report_record, report_view
+from lerobot_policy_vita_vla.evaluation.report_ablations import ablation_section
 from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
 from lerobot_policy_vita_vla.evaluation.report_data import POLICY_ORDER, Run, read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle, policy_styles
@@ -99,7 +100,7 @@ def _content(run: Run, styles: dict[str, PolicyStyle], prefix: str, budget: int)
         "styles": styles,
         "curves": report_view.learning_curves(run, styles, prefix),
         "agreement": agreement_tables(run, styles),
-        "ablations": report_view.ablation_rows(run),
+        "ablations": ablation_section(run, prefix),
         "timeline": report_record.timeline(run, styles),
         "provenance": report_record.provenance(run, styles),
         "missing": report_record.missing_parts(run, has_videos=gallery.n_videos > 0),

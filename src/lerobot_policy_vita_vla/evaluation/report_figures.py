@@ -1,4 +1,4 @@
-"""Colours and learning curves of the report page.
+"""Colours, figures and learning curves of the report page.
 
 The page has a light and a dark scheme, so a figure must not contain colours of its own: matplotlib draws with
 placeholder colours, which are then replaced by the page's CSS variables, and text takes the page's font.
@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
 from lerobot_policy_vita_vla.evaluation.report_data import POLICY_ORDER
-
-PLACEHOLDERS = {"#f00001": "var(--ink)", "#f00002": "var(--ink-soft)", "#f00003": "var(--line)"}
-"""Placeholder colours that are the same in every figure; a curve's own start at #f00010."""
 
 MAX_POINTS = 240
 """Points kept per curve: about one per pixel of the drawn width, so that the page stays small."""
@@ -30,7 +27,11 @@ _KNOWN = {
     "align": ("Align only", "VLM frozen, no finetune"),
     "freeze_vlm": ("Frozen VLM", "finetune with the VLM frozen"),
 }
-_OTHER_COLOURS = 6
+OTHER_COLOURS = 6
+"""Colours of the page for policies without one of their own: ``policy-other-1`` and so on."""
+
+Colour = Callable[[str], str]
+"""Name of a CSS variable without dashes -> a colour that matplotlib takes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def policy_styles(labels: Iterable[str]) -> dict[str, PolicyStyle]:
     }
     for i, label in enumerate(sorted(set(labels) - set(POLICY_ORDER))):
         name = label.replace("_", " ").replace("-", " ").capitalize()
-        styles[label] = PolicyStyle(label, name, "", f"policy-other-{i % _OTHER_COLOURS + 1}")
+        styles[label] = PolicyStyle(label, name, "", f"policy-other-{i % OTHER_COLOURS + 1}")
     return styles
 
 
@@ -86,34 +87,27 @@ def curve_from_log(log: list[dict[str, Any]], key: str, style: PolicyStyle, dash
 
 
 def draw_curves(figure_id: str, curves: Sequence[Curve], *, log_scale: bool | None = None) -> str:
-    """An inline SVG with CSS colours, transparent background and no fixed size.
+    """An inline SVG of learning curves, see `draw`.
 
     Args:
-        figure_id: Unique on the page; becomes the prefix of every id in the SVG.
+        figure_id: Unique on the page.
         curves: What to draw; each as a faint raw line with its moving average on top.
         log_scale: Logarithmic vertical axis; None takes it where positive values spread over more
             than a factor of 8.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
     values = [v for curve in curves for v in curve.values]
     if log_scale is None:
         log_scale = min(values) > 0 and max(values) / min(values) > 8
-    ink, soft, line = PLACEHOLDERS
-    colours = dict(PLACEHOLDERS)
-    # A salt makes the ids in the SVG, and so the page, the same on every run.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": figure_id, "font.size": 11}):
-        figure = Figure(figsize=(4.2, 2.6), layout="constrained")
-        axes = figure.subplots()
-        for i, curve in enumerate(curves):
-            colour = f"#f000{16 + i:02x}"
-            colours[colour] = f"var(--{curve.colour})"
-            axes.plot(curve.steps, curve.values, color=colour, linewidth=1, alpha=0.3)
+
+    def paint(axes, colour: Colour) -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+        for curve in curves:
+            own = colour(curve.colour)
+            axes.plot(curve.steps, curve.values, color=own, linewidth=1, alpha=0.3)
             smooth = moving_average(curve.values)
-            axes.plot(curve.steps, smooth, color=colour, linewidth=2.2, linestyle=curve.dash)
-            axes.plot(curve.steps[-1:], smooth[-1:], marker="o", markersize=5, color=colour)
+            axes.plot(curve.steps, smooth, color=own, linewidth=2.2, linestyle=curve.dash)
+            axes.plot(curve.steps[-1:], smooth[-1:], marker="o", markersize=5, color=own)
         if log_scale:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
@@ -123,13 +117,44 @@ def draw_curves(figure_id: str, curves: Sequence[Curve], *, log_scale: bool | No
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
-        axes.grid(True, axis="y", color=line, linewidth=1)
-        axes.set_axisbelow(True)
-        axes.tick_params(which="both", length=0, colors=soft)
-        axes.set_xlabel("training step", color=soft)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color(line)
+        frame(axes, colour, "training step")
+
+    return draw(figure_id, paint)
+
+
+def frame(axes, colour: Colour, xlabel: str) -> None:
+    """Grid, ticks and spines as every figure of the page has them."""
+    axes.grid(True, axis="y", color=colour("line"), linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=colour("ink-soft"))
+    axes.set_xlabel(xlabel, color=colour("ink-soft"))
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(colour("line"))
+
+
+def draw(
+    figure_id: str, paint: Callable[[Any, Colour], None], *, size: tuple[float, float] = (4.2, 2.6)
+) -> str:
+    """An inline SVG with CSS colours, transparent background and no fixed size.
+
+    Args:
+        figure_id: Unique on the page; becomes the prefix of every id in the SVG.
+        paint: Draws into matplotlib's axes; asks the function that it gets for the colour of a CSS variable.
+        size: Width and height, inches.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    colours: dict[str, str] = {}
+
+    def placeholder(variable: str) -> str:
+        return colours.setdefault(variable, f"#f000{16 + len(colours):02x}")
+
+    # A salt makes the ids in the SVG, and so the page, the same on every run.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": figure_id, "font.size": 11}):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.subplots(), placeholder)
         stream = StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(stream.getvalue(), figure_id, colours)
@@ -156,6 +181,6 @@ def _inline(svg: str, figure_id: str, colours: dict[str, str]) -> str:
     # Several figures share one page: their ids, and what points to them, must differ.
     svg = re.sub(r'\bid="', f'id="{figure_id}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure_id}-", svg)
-    for placeholder, colour in colours.items():
-        svg = svg.replace(placeholder, colour)
+    for variable, placeholder in colours.items():
+        svg = svg.replace(placeholder, f"var(--{variable})")
     return re.sub(r"\s*\n\s*", " ", svg)

@@ -75,7 +75,7 @@ def rate_rows(run: Run, styles: Styles) -> list[dict[str, Any]]:
     rows = []
     for evaluation in run.evaluations:
         style = styles[evaluation.label]
-        row = _rate_row(style.name, style.note, style.colour, evaluation.overall)
+        row = rate_row(style.name, style.note, style.colour, evaluation.overall)
         row |= {
             "label": evaluation.label,
             "policy_type": evaluation.result.get("policy_type", ""),
@@ -108,31 +108,11 @@ def pair_rows(run: Run, styles: Styles) -> list[dict[str, Any]]:
                 "only_main": found["only_a"],
                 "only_other": found["only_b"],
                 "neither": found["neither"],
-                "difference": f"{_signed(points)} ({_signed(low)} to {_signed(high)})",
-                "p": _p_value(found["p_value"]),
+                "difference": f"{signed(points)} ({signed(low)} to {signed(high)})",
+                "p": p_text(found["p_value"]),
                 "verdict": _verdict(points, found["p_value"]),
             }
         )
-    return rows
-
-
-def ablation_rows(run: Run) -> list[dict[str, Any]] | None:
-    """The ablation table in the same shape as `rate_rows`."""
-    if run.ablations is None:
-        return None
-    found = run.ablations["rows"]
-    # Budgets and seeds are named only where the table has several.
-    several = {key for key in ("finetune_steps", "seed") if len({row.get(key) for row in found}) > 1}
-    rows = []
-    for row in found:
-        absent = [k for k in ("label", "success_rate", "low", "high", "n_episodes") if k not in row]
-        if absent:
-            raise ValueError(f"a row of the ablations of {run.path} lacks {absent}; run `vita-vla ablate`")
-        notes = [row["why"]] if row.get("why") else []
-        notes += [f"{row['finetune_steps']:,} finetune steps"] if "finetune_steps" in several else []
-        notes += [f"seed {row['seed']}"] if "seed" in several else []
-        name = str(row.get("variant", row["label"])).replace("_", " ")
-        rows.append(_rate_row(name, "; ".join(notes), "accent", row))
     return rows
 
 
@@ -186,7 +166,8 @@ def learning_curves(run: Run, styles: Styles, prefix: str) -> dict[str, list[dic
     return {"losses": losses, "further": further}
 
 
-def _rate_row(name: str, note: str, colour: str, rate: dict[str, Any]) -> dict[str, Any]:
+def rate_row(name: str, note: str, colour: str, rate: dict[str, Any]) -> dict[str, Any]:
+    """One row of the interval chart; `rate` holds ``success_rate``, ``low``, ``high`` and ``n_episodes``."""
     n = rate["n_episodes"]
     return {
         "name": name,
@@ -227,7 +208,8 @@ def _outcomes(evaluation: Evaluation) -> dict[str, bool]:
     return {episode["id"]: bool(episode["success"]) for episode in evaluation.episodes}
 
 
-def _signed(points: float) -> str:
+def signed(points: float) -> str:
+    """Whole percentage points with their sign."""
     rounded = round(points)
     return "0" if rounded == 0 else f"{'+' if rounded > 0 else MINUS}{abs(rounded)}"
 
@@ -239,10 +221,11 @@ def _verdict(points: float, p: float) -> str:
         f"{size} point{'s' if size != 1 else ''} {'less' if points > 0 else 'more'}" if size else "the same"
     )
     clear = "a statistically clear" if p < 0.05 else "not a statistically clear"
-    return f"{less} on the same episodes: {clear} difference (p {_p_value(p, relation=True)})"
+    return f"{less} on the same episodes: {clear} difference (p {p_text(p, relation=True)})"
 
 
-def _p_value(p: float, *, relation: bool = False) -> str:
+def p_text(p: float, *, relation: bool = False) -> str:
+    """A p-value with two digits; `relation` puts "=" or "<" before it."""
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.2g}" if relation else f"{p:.2g}"

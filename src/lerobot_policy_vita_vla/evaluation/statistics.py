@@ -17,11 +17,11 @@ Z_95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion (Wilson 1927), valid at 0 and 1 and for small n.
 
     Args:
-        successes: 0..n.
+        successes: 0..n; a fraction where `n` is an effective sample size.
         n: At least 1.
 
     Returns:
