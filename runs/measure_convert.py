@@ -8,7 +8,8 @@ audio encoder of 0.7 GB to be left out), converts them in a child process and re
 safetensors and once as pickled .bin.
 
 `convert_peak_gib` is the highest resident memory of the child (VmHWM, mapped files counted) minus what was
-resident before the conversion, when everything was imported. The bound is two shards of the source.
+resident before the conversion, when everything was imported. The bound is two shards of the source. Wall time
+is only worth something on an idle machine; CPU time includes the imports.
 """
 
 import argparse
@@ -186,7 +187,7 @@ def main():
         "runs": runs,
         "shapes": TEXT | {"vision": "InternViT-300M-448px", "audio_parameters": AUDIO_PARAMETERS},
         "dtype": "bfloat16",
-        "command": "python " + " ".join(sys.argv),
+        "command": f"python runs/measure_convert.py --shard-gb {args.shard_gb} --forms {' '.join(args.forms)}",
         "date": date.today().isoformat(),
         "cpu_cores": os.cpu_count(),
         "versions": {n: metadata.version(n) for n in ("torch", "transformers", "safetensors")}
