@@ -187,7 +187,8 @@ def main():
         "runs": runs,
         "shapes": TEXT | {"vision": "InternViT-300M-448px", "audio_parameters": AUDIO_PARAMETERS},
         "dtype": "bfloat16",
-        "command": f"python runs/measure_convert.py --shard-gb {args.shard_gb} --forms {' '.join(args.forms)}",
+        "command": f"python runs/measure_convert.py --shard-gb {args.shard_gb} "
+        f"--forms {' '.join(args.forms)}",
         "date": date.today().isoformat(),
         "cpu_cores": os.cpu_count(),
         "versions": {n: metadata.version(n) for n in ("torch", "transformers", "safetensors")}
