@@ -2,13 +2,20 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from evaluation_helpers import InterruptedPredictor, LookingPredictor, comparable, short_manifest
+from lerobot_policy_vita_vla.conversion import Conversion
+from lerobot_policy_vita_vla.demos.replay_metaworld import metaworld_conventions
 from lerobot_policy_vita_vla.evaluation import record
-from lerobot_policy_vita_vla.evaluation.checks import check_recording
+from lerobot_policy_vita_vla.evaluation.checks import check_recording, conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
+from lerobot_policy_vita_vla.evaluation.predictor import PolicyPredictor
 from lerobot_policy_vita_vla.evaluation.results import read_episodes, read_result
 from lerobot_policy_vita_vla.evaluation.runner import EXPERT, evaluate
 
@@ -172,6 +179,53 @@ def test_pictures_and_episodes_that_differ_from_training_are_refused(caplog):
     caplog.clear()
     check_recording({}, MANIFEST)
     assert "does not say" in caplog.text
+
+
+def test_conventions_that_can_be_converted_are_and_others_refused():
+    ours = metaworld_conventions(32)
+    for change in ({"image_orientation": "as_drawn"}, {"gripper_open": 1.0, "gripper_closed": 0.0}):
+        recording = {**RECORDING, "conventions": replace(ours, **change).to_dict()}
+        check_recording(recording, MANIFEST)
+    raw = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3))
+    conversion = conversion_of({**RECORDING, "conventions": recording["conventions"]}, MANIFEST)
+    np.testing.assert_allclose(conversion.actions(np.ones((1, 4)))[0], [1, 1, 1, -1])
+    np.testing.assert_array_equal(conversion.pictures(raw), raw)
+    for change, fix in (({"control_hz": 40}, "at 40 Hz"), ({"action_mode": "absolute"}, "absolute actions")):
+        recording = {**RECORDING, "conventions": replace(ours, **change).to_dict()}
+        with pytest.raises(ValueError, match=fix):
+            check_recording(recording, MANIFEST)
+    with pytest.raises(ValueError, match="control_hz: recorded with 20, here 80"):
+        check_recording({**RECORDING, "control_hz": 20}, MANIFEST)
+
+
+def test_a_policy_of_other_conventions_sees_and_moves_what_it_was_trained_on():
+    class Echo(torch.nn.Module):
+        """Answers with what it saw: the first pixel and the state."""
+
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(
+                type="echo", image_features={"observation.image": None}, n_obs_steps=1, device="cpu"
+            )
+
+        def reset(self):
+            pass
+
+        def predict_action_chunk(self, batch):
+            self.seen = batch
+            return torch.tensor([[[0.1, 0.2, 0.3, 1.0]]])
+
+    policy = Echo()
+    world = metaworld_conventions(32)
+    there = replace(world, image_orientation="as_drawn", gripper_open=1.0, gripper_closed=-1.0)
+    predictor = PolicyPredictor(
+        policy, lambda x: x, lambda x: x, fingerprint="", conversion=Conversion(there, world)
+    )
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    (chunk,) = predictor.predict([{"pixels": picture, "agent_pos": np.zeros(4), "task": "open"}])
+    np.testing.assert_allclose(chunk[0], [0.1, 0.2, 0.3, -1.0], atol=1e-6)
+    seen = (policy.seen["observation.image"][0].permute(1, 2, 0).numpy() * 255).round()
+    np.testing.assert_array_equal(seen, picture[::-1, ::-1])
 
 
 def test_the_refusal_comes_from_the_checkpoint_itself(tmp_path):

@@ -203,6 +203,6 @@ def _layout_problems(policy: Conventions, world: Conventions) -> list[str]:
     if (dim, gripper) == (world.action_dim, world.gripper_dim):
         return []
     return [
-        f"the policy's actions have {policy.action_dim} numbers, the gripper at {policy.gripper_dim}; here "
-        f"they have {world.action_dim}, the gripper at {world.gripper_dim}: train on this environment's data"
+        f"action_dim and gripper_dim are {policy.action_dim} and {policy.gripper_dim} for the policy, "
+        f"{world.action_dim} and {world.gripper_dim} here: train on this environment's data"
     ]

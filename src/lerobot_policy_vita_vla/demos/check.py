@@ -143,7 +143,15 @@ def _check_recording(layout: Layout) -> Iterator[Finding]:
         return
     if info is None:
         yield Finding(NOTE, "not recorded by this package: how its pictures were made is not known", "")
-    elif info.statistics_hash != statistics_hash(layout.stats):
+        return
+    if info.control_hz != layout.info["fps"]:
+        yield Finding(
+            ERROR,
+            f"meta/info.json says {layout.info['fps']:g} frames per second, the recording was made at "
+            f"{info.control_hz:g} actions per second",
+            f"find out which is true: vita-vla demos replay {layout.root}",
+        )
+    if info.statistics_hash != statistics_hash(layout.stats):
         yield Finding(
             WARNING,
             "the statistics changed since the dataset was recorded; a teacher trained before has other ones",

@@ -79,7 +79,7 @@ def judge_pictures(
     played: Played,
     fits: bool,
 ) -> Conventions:
-    """Compare an episode's pictures: orientation and colours by the first, timing by the later ones.
+    """Compare an episode's pictures: orientation and colours by the first, timing by those in its middle.
 
     Args:
         report: Takes ``image_orientation``, ``colour_order``, ``pictures`` and ``picture_timing``.
@@ -103,19 +103,35 @@ def judge_pictures(
         meaning = _judge_orientation(report, meaning, found, where, limit)
     if not fits or {"image_orientation", "pictures", "colour_order", "image_size"} & set(report.broken):
         return meaning
-    for frame in (f for f in played.pictures if f > 0):
+    worst, shifted = 0.0, dict.fromkeys((-1, 0, 1), 0.0)
+    for frame, recorded in episode.pictures.items():
+        if not {frame - 1, frame, frame + 1} <= set(played.pictures):
+            continue
         for ours, theirs in names.items():
-            drawn = Conversion(meaning, world).pictures(played.pictures[frame][ours])
-            off = picture_difference(episode.pictures[frame][theirs], drawn)
-            report.measure("picture", off)
-            if off > limit:
-                report.add(
-                    "picture_timing",
-                    BROKEN,
-                    f"{theirs} of frame {frame} of episode {episode.index} is {off:.1f} grey levels off, "
-                    "although states and the first picture agree",
-                    "check that each frame's picture was taken before its action, not after",
-                )
+            for shift in shifted:
+                drawn = Conversion(meaning, world).pictures(played.pictures[frame + shift][ours])
+                off = picture_difference(recorded[theirs], drawn)
+                shifted[shift] += off
+                worst = max(worst, off if shift == 0 else 0.0)
+    report.measure("picture", worst)
+    nearest = min(shifted, key=shifted.get)
+    if nearest != 0 and shifted[nearest] < ANOTHER_PICTURE * shifted[0]:
+        report.add(
+            "picture_timing",
+            BROKEN,
+            f"pictures of episode {episode.index} are one frame {'late' if nearest > 0 else 'early'}",
+            "take each frame's picture before its action is executed, together with its state",
+        )
+    elif worst > limit:
+        report.add(
+            "pictures",
+            BROKEN,
+            f"a later picture of episode {episode.index} is {worst:.1f} grey levels off, although states and "
+            "the first picture agree",
+            "check that the pictures belong to these episodes",
+        )
+    elif shifted[1] > 2 * shifted[0]:
+        report.add("picture_timing", CONFIRMED, f"{shifted[1]:.1f} grey levels off if one frame late")
     return meaning
 
 

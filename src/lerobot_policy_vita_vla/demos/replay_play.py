@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -43,12 +43,22 @@ class Played:
     Args:
         states: Column -> (frames played, n).
         pictures: Frame -> camera -> picture.
-        deviation: (frames played,) largest difference of any state number.
+        off: (frames played, numbers) difference of every state number.
     """
 
     states: dict[str, np.ndarray] = field(default_factory=dict)
     pictures: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    deviation: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    off: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """(frames played,) largest difference of any number."""
+        return self.off.max(axis=1)
+
+    @property
+    def worst(self) -> float:
+        """Largest difference of any number in any frame."""
+        return float(self.off.max())
 
 
 def play(
@@ -69,7 +79,7 @@ def play(
         episode: The recording.
         assumption: What its actions mean.
         frames: Frames to play at most; None plays all that the simulator's step limit allows.
-        draw: Keep pictures of the frames of which the episode has some.
+        draw: Keep pictures of the frames of which the episode has some, and of their neighbours.
         stop_above: Stop once a state differs by more than this.
     """
     meaning, world = assumption.conventions, simulator.conventions
@@ -77,20 +87,20 @@ def play(
     count = min(len(episode.actions), allowed, frames or len(episode.actions))
     begin(simulator, start, meaning)
     steps: list[dict[str, np.ndarray]] = []
-    played, deviation = Played(), []
+    played, off = Played(), []
     for frame in range(count):
         state = dict(simulator.state())
         steps.append(state)
         here = {key: value[None] for key, value in state.items()}
-        deviation.append(deviations(here, episode, meaning, world, frame)[0])
-        if draw and frame in episode.pictures:
+        off.append(differences(here, episode, meaning, world, frame)[0])
+        if draw and not episode.pictures.keys().isdisjoint((frame - 1, frame, frame + 1)):
             played.pictures[frame] = {key: np.array(p) for key, p in simulator.render().items()}
-        if deviation[-1] > stop_above or frame + 1 == count:
+        if off[-1].max() > stop_above or frame + 1 == count:
             break
         for _ in range(assumption.repeat):
             simulator.step(_to_world(episode.actions[frame], simulator, meaning))
     played.states = {key: np.stack([state[key] for state in steps]) for key in steps[0]}
-    played.deviation = np.array(deviation)
+    played.off = np.array(off)
     return played
 
 
@@ -101,21 +111,21 @@ def begin(simulator: Simulator, start: Hashable, meaning: Conventions) -> None:
         simulator.idle()
 
 
-def deviations(
+def differences(
     states: dict[str, np.ndarray],
     episode: RecordedEpisode,
     meaning: Conventions,
     world: Conventions,
     first: int = 0,
 ) -> np.ndarray:
-    """(n,) largest difference between simulated states (n, S) and recorded ones from frame ``first`` on.
+    """(n, numbers) differences between simulated states (n, S) and recorded ones from frame ``first`` on.
 
-    The hand's orientation counts by the angle between the two, whatever represents it.
+    The hand's orientation counts as one number, the angle between the two, whatever represents it.
 
     Raises:
-        ValueError: If a recorded state has another size than the simulator's.
+        ValueError: If a recorded state has another size than the simulator's, or no column is in both.
     """
-    worst = []
+    found = []
     for key, simulated in states.items():
         if key not in episode.states:
             continue
@@ -123,18 +133,23 @@ def deviations(
         if key == STATE and world.state_rotation and meaning.state_rotation:
             simulated, there = _take_rotation(simulated, world)
             recorded, here = _take_rotation(recorded, meaning)
-            worst.append((here * there.inv()).magnitude())
+            found.append((here * there.inv()).magnitude()[:, None])
         if simulated.shape != recorded.shape:
             raise ValueError(
                 f"{key} has {recorded.shape[1]} numbers in the dataset and {simulated.shape[1]} in the "
                 "simulator; record again, or give --simulator one whose state() is the dataset's"
             )
-        worst.append(np.abs(simulated.astype(np.float64) - recorded).max(axis=1))
-    return np.max(worst, axis=0)
+        found.append(np.abs(simulated.astype(np.float64) - recorded))
+    if not found:
+        raise ValueError(
+            f"the simulator's state() has {sorted(states)}, the dataset {sorted(episode.states)}: nothing to "
+            "compare"
+        )
+    return np.concatenate(found, axis=1)
 
 
 def assumptions(
-    base: Assumption, actions: np.ndarray, simulator: Simulator, only: Sequence[str] | None = None
+    base: Assumption, actions: np.ndarray, simulator: Simulator, without: Collection[str] = ()
 ) -> list[Assumption]:
     """What else the actions could mean, one change against ``base`` each.
 
@@ -142,7 +157,7 @@ def assumptions(
         base: The assumption so far.
         actions: (T, A), to leave out what their range rules out.
         simulator: For the control rates it can run at.
-        only: Conventions to change; None changes each.
+        without: Conventions to leave alone.
     """
     now = base.conventions
     found: list[Assumption] = []
@@ -162,6 +177,11 @@ def assumptions(
             other = replace(now, action_rotation=name)
             meaning = f"the action's rotation is {name}"
             found.append(base._replace(convention="action_rotation", meaning=meaning, conventions=other))
+    for name in ("axis_angle", "euler_xyz"):
+        same = now.state_rotation and name.split("_")[0] == now.state_rotation.split("_")[0]
+        if ROTATIONS.get(now.state_rotation) == ROTATIONS[name] and not same:
+            other, meaning = replace(now, state_rotation=name), f"the state's rotation is {name}"
+            found.append(base._replace(convention="state_rotation", meaning=meaning, conventions=other))
     if now.state_position is not None:
         mode = "absolute" if now.action_mode == "delta" else "delta"
         # Targets are metres (and radians), whatever the unit of a displacement.
@@ -177,7 +197,7 @@ def assumptions(
         for repeat in STRIDES:
             meaning = f"one frame in {repeat} was kept, so frames are {now.control_hz / repeat:g} per second"
             found.append(Assumption("control_rate", meaning, now, repeat))
-    return [a for a in found if only is None or a.convention in only]
+    return [a for a in found if a.convention not in without]
 
 
 def _to_world(action: np.ndarray, simulator: Simulator, meaning: Conventions) -> np.ndarray:

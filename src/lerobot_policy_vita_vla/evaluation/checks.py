@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
+from lerobot_policy_vita_vla.conversion import Conversion, plan_conversion
+from lerobot_policy_vita_vla.demos.replay_metaworld import metaworld_conventions
+from lerobot_policy_vita_vla.demos.suite import CONTROL_HZ
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 from lerobot_policy_vita_vla.evaluation.results import RUN_FILE
 
@@ -42,7 +45,8 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
         allow: Log the differences and go on.
 
     Raises:
-        ValueError: If the pictures differ, or if evaluation episodes were demonstrated in training.
+        ValueError: If the pictures or the control rate differ, if another convention differs and cannot be
+            converted without loss, or if evaluation episodes were demonstrated in training.
     """
     if not recording:
         logger.warning(
@@ -53,8 +57,21 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
         return
     info = RecordingInfo.from_dict(recording)
     found = info.picture_differences(
-        {"suite": manifest.suite, "quality": manifest.quality, "observation_size": manifest.observation_size}
+        {
+            "suite": manifest.suite,
+            "quality": manifest.quality,
+            "observation_size": manifest.observation_size,
+            "control_hz": CONTROL_HZ,
+        }
     )
+    if conversion := conversion_of(recording, manifest):
+        try:
+            plan_conversion(conversion.policy, conversion.world)
+        except ValueError as error:
+            found += str(error).splitlines()
+        else:
+            for step in conversion.steps:
+                logger.info("converted: %s", step)
     for task in manifest.tasks:
         first, last = info.seeds.get(task, (1, 0))
         seen = [e.seed for e in manifest.episodes if e.task == task and first <= e.seed <= last]
@@ -72,6 +89,21 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
             "and fresh seeds, or pass allow_other_recording=True if measuring exactly this is the point"
         )
     logger.warning("evaluating although the recording differs:\n  %s", lines)
+
+
+def conversion_of(recording: Mapping[str, Any], manifest: Manifest) -> Conversion | None:
+    """How a policy and the simulator understand each other; None where the policy declares no conventions.
+
+    Whether that loses nothing is `check_recording`'s to say.
+
+    Args:
+        recording: `conventions.RecordingInfo` as the checkpoint stores it.
+        manifest: What is played.
+    """
+    if not recording.get("conventions"):
+        return None
+    policy = Conventions.from_dict(recording["conventions"])
+    return Conversion(policy, metaworld_conventions(manifest.observation_size))
 
 
 def check_same_run(folder: Path, wanted: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:

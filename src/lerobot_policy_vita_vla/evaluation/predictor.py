@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.conventions import match_cameras
+from lerobot_policy_vita_vla.conversion import Conversion
+from lerobot_policy_vita_vla.evaluation.checks import conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 
 PICTURE, STATE = "pixels", "agent_pos"
@@ -56,6 +58,7 @@ class PolicyPredictor:
         fingerprint: See `ChunkPredictor`.
         n_action_steps: Instead of the policy's own; given alone it also turns ensembling off.
         temporal_ensemble_coeff: Instead of the policy's own; executes one action per prediction.
+        conversion: Where the policy's conventions are not the simulator's.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class PolicyPredictor:
         fingerprint: str,
         n_action_steps: int | None = None,
         temporal_ensemble_coeff: float | None = None,
+        conversion: Conversion | None = None,
     ):
         config = policy.config
+        self._conversion = conversion
         self.policy, self.preprocessor, self.postprocessor = policy.eval(), preprocessor, postprocessor
         self.fingerprint, self.policy_type = fingerprint, config.type
         self.n_action_steps, self.ensemble_coeff = n_action_steps, temporal_ensemble_coeff
@@ -101,7 +106,10 @@ class PolicyPredictor:
         rows, steps, dims = chunk.shape
         # Postprocessors of LeRobot take single actions (B, A).
         actions = self.postprocessor(chunk.reshape(rows * steps, dims).float())
-        return actions.reshape(rows, steps, -1).cpu().numpy().astype(np.float32)
+        actions = actions.reshape(rows, steps, -1).cpu().numpy()
+        if self._conversion is not None:
+            actions = self._conversion.actions(actions)
+        return actions.astype(np.float32)
 
     def _batch(self, observations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         from lerobot.envs import preprocess_observation
@@ -114,6 +122,11 @@ class PolicyPredictor:
             )
             for key in (PICTURE, STATE)
         }
+        if self._conversion is not None:
+            flat = {
+                PICTURE: self._conversion.pictures(flat[PICTURE]),
+                STATE: self._conversion.state(flat[STATE]),
+            }
         batch = {
             key: value.reshape(*leading, *value.shape[1:])
             for key, value in preprocess_observation(flat).items()
@@ -171,6 +184,7 @@ def load_predictor(
         fingerprint=fingerprint(folder),
         n_action_steps=n_action_steps,
         temporal_ensemble_coeff=temporal_ensemble_coeff,
+        conversion=conversion_of(read_recording(folder), manifest),
     )
 
 

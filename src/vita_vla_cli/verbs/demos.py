@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from vita_vla_cli.recipe import FULL
@@ -121,6 +122,8 @@ def _check(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.replay import replay
 
+    if args.simulator:
+        sys.path.insert(0, str(Path.cwd()))  # where a module of the user's own lies
     report = replay(args.root, episodes=args.episodes, simulator=args.simulator)
     print(report)
     if args.json is not None:

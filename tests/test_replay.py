@@ -1,0 +1,182 @@
+"""The golden replay on Meta-World and on an arm that turns its hand: what is broken is named, alone."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "runs"))
+
+import replay_caught as caught  # noqa: E402
+
+from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
+from lerobot_policy_vita_vla.demos.check import check_dataset
+from lerobot_policy_vita_vla.demos.replay import replay
+from lerobot_policy_vita_vla.demos.replay_metaworld import MetaworldSimulator, metaworld_conventions
+from lerobot_policy_vita_vla.demos.replay_pictures import match_picture
+from lerobot_policy_vita_vla.demos.simulator import open_simulator
+from replay_helpers import ToyArm, record_toy
+
+CASES = caught.cases()
+SIZE, TASKS = 32, ("pick-place-v3",)
+
+
+@cache
+def sound():
+    return caught.demonstrations(TASKS, SIZE, caught.SEED)
+
+
+def run(case, folder):
+    info = caught.recording_info(TASKS, SIZE, caught.SEED)
+    return caught.run_case(case, sound(), info, folder / "demos")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "sound"])
+def test_a_broken_convention_is_caught_and_named_alone(name, tmp_path):
+    report = run(CASES[name], tmp_path)
+    assert report.broken == [CASES[name].convention], str(report)
+    assert all(v.found and v.fix for v in report.verdicts.values() if v.status == "BROKEN")
+    assert not report.ok and name not in str(report)
+
+
+def test_a_sound_recording_passes_and_every_convention_was_put_to_the_test(tmp_path):
+    report = run(CASES["sound"], tmp_path)
+    assert report.ok, str(report)
+    told = {v.convention for v in report.verdicts.values() if v.status == "confirmed"}
+    assert told >= {
+        "image_orientation", "gripper", "action_mode", "control_rate", "settle_steps", "trajectory",
+        "initial_state", "statistics",
+    }  # fmt: skip
+    assert report.settings == {}
+    # The same machine repeats itself to the bit.
+    assert report.measured == {"start": 0.0, "path": 0.0, "picture": 0.0}
+
+
+def test_what_is_reported_to_be_set_makes_the_recording_sound(tmp_path):
+    case = CASES["pictures transposed"]
+    broken = run(case, tmp_path)
+    info = RecordingInfo.load(tmp_path / "demos")
+    info.conventions = {**metaworld_conventions(SIZE).to_dict(), **broken.settings}
+    info.save(tmp_path / "demos")
+    assert broken.settings == {"image_orientation": "antitransposed"}
+    assert replay(tmp_path / "demos").ok
+
+
+def test_the_verb_prints_the_findings_and_ends_with_their_exit_code(tmp_path, capsys):
+    from vita_vla_cli.cli import main
+
+    run(CASES["gripper sign"], tmp_path)
+    out = tmp_path / "report.json"
+    assert main(["demos", "replay", str(tmp_path / "demos"), "--json", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert "BROKEN    gripper" in shown and '"gripper_open": 1.0' in shown
+    assert json.loads(out.read_text())["settings"] == {"gripper_open": 1.0, "gripper_closed": -1.0}
+    assert main(["demos", "replay", str(tmp_path / "nowhere")]) == 2
+    assert main(["demos", "replay", str(tmp_path / "demos"), "--simulator", "nothing:Here"]) == 2
+    assert "cannot be imported" in capsys.readouterr().err
+
+
+def test_a_rate_that_is_not_the_environments_is_an_error_of_the_check_too(tmp_path):
+    run(CASES["control rate: label 40"], tmp_path)
+    found = check_dataset(tmp_path / "demos")
+    assert not found.ok
+    assert any("40 frames per second" in f.what and "demos replay" in f.fix for f in found)
+
+
+def test_starts_follow_the_recorded_seeds_even_where_attempts_failed():
+    info = caught.recording_info(("push-v3", "push-wall-v3"), SIZE, 7)
+    info.tasks = {"Push": "push-v3,push-wall-v3"}
+    info.seeds = {"push-v3": [7, 11], "push-wall-v3": [20, 21]}
+    info.kept, info.tried = {"push-v3": 3, "push-wall-v3": 2}, {"push-v3": 5, "push-wall-v3": 2}
+    simulator = MetaworldSimulator(info)
+    assert simulator.starts("Push", 0)[:3] == [("push-v3", 7), ("push-v3", 8), ("push-v3", 9)]
+    assert simulator.starts("Push", 4)[0] == ("push-wall-v3", 21)
+    assert len(set(simulator.starts("Push", 1))) == 7
+    with pytest.raises(ValueError, match="none of the recorded ones"):
+        simulator.starts("Pull", 0)
+
+
+def test_a_dataset_without_a_known_simulator_is_refused_with_the_flag():
+    with pytest.raises(ValueError, match="--simulator"):
+        open_simulator(None)
+    with pytest.raises(ValueError, match="suite 'kitchen'"):
+        open_simulator(RecordingInfo("kitchen", {}, "x", 32, 20, "front"))
+    with pytest.raises(ValueError, match="seeds"):
+        open_simulator(None, "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator")
+
+
+# --- rotations, on an arm that has them
+
+LEROBOT = replace(ToyArm.conventions, image_orientation="rotated_180")
+"""As LeRobot stores LIBERO: pictures turned, everything else the simulator's."""
+
+
+def toy(tmp_path, declared=LEROBOT, **truth):
+    record_toy(tmp_path / "toy", declared, replace(declared, **truth))
+    return replay(tmp_path / "toy", simulator="replay_helpers:ToyArm")
+
+
+def test_conventions_that_are_declared_and_true_pass(tmp_path):
+    report = toy(tmp_path)
+    assert report.ok, str(report)
+    assert report.verdicts["state_rotation"].status == "confirmed"
+    assert report.verdicts["action_rotation"].status == "confirmed"
+    assert report.verdicts["settle_steps"].status == "confirmed"
+    assert "rotated_180" in report.verdicts["image_orientation"].found
+
+
+@pytest.mark.parametrize(
+    ("convention", "truth"),
+    [
+        ("action_rotation", {"action_rotation": "euler_xyz"}),
+        ("state_rotation", {"state_rotation": "euler_xyz"}),
+        ("state_rotation", {"state_rotation": "axis_angle"}),
+        ("settle_steps", {"settle_steps": 0}),
+        ("settle_steps", {"settle_steps": 5}),
+        ("gripper", {"gripper_open": 1.0, "gripper_closed": -1.0}),
+        ("image_orientation", {"image_orientation": "as_drawn"}),
+        ("control_rate", {"control_hz": 10.0}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_what_a_turning_hand_adds_is_caught(convention, truth, tmp_path):
+    report = toy(tmp_path, **truth)
+    assert report.broken == [convention], str(report)
+    assert report.settings == truth
+
+
+def test_two_broken_conventions_are_told_apart(tmp_path):
+    truth = {"action_rotation": "euler_xyz", "gripper_open": 1.0, "gripper_closed": -1.0}
+    report = toy(tmp_path, **truth, image_orientation="mirrored")
+    assert sorted(report.broken) == ["action_rotation", "gripper", "image_orientation"]
+    assert report.settings == {**truth, "image_orientation": "mirrored"}
+
+
+# --- pictures
+
+
+def test_a_symmetric_picture_decides_nothing_and_a_foreign_one_matches_nothing():
+    rng = np.random.default_rng(0)
+    flat = np.full((16, 16, 3), 90, np.uint8)
+    assert not match_picture(flat, flat).distinct
+    one, other = (rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(2))
+    assert match_picture(one, one).distinct and not match_picture(one, other).distinct
+    swapped = match_picture(np.rot90(one)[..., ::-1], one)
+    assert (swapped.turn, swapped.swapped, swapped.difference) == ("rotated_90", True, 0.0)
+
+
+def test_conventions_are_checked_as_they_are_written():
+    record = metaworld_conventions(96).to_dict()
+    assert Conventions.from_dict(json.loads(json.dumps(record))) == metaworld_conventions(96)
+    with pytest.raises(ValueError, match="image_orientation is one of"):
+        Conventions.from_dict({**record, "image_orientation": "sideways"})
+    with pytest.raises(ValueError, match="conventions have no"):
+        Conventions.from_dict({**record, "torque": 1})
+    with pytest.raises(ValueError, match="incomplete"):
+        Conventions.from_dict({})
+    with pytest.raises(ValueError, match="must differ"):
+        Conventions.from_dict({**record, "gripper_open": 1.0})
