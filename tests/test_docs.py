@@ -392,7 +392,8 @@ def test_pages_are_plain(page):
 
 
 def test_readme_is_short():
-    assert len(PAGES[0].read_text().splitlines()) < 250
+    by_hand, generated = PAGES[0].read_text().split("<!-- results:begin -->")
+    assert len((by_hand + generated.split("<!-- results:end -->")[1]).splitlines()) < 240
 
 
 def test_script_reports_stale_pages(monkeypatch, tmp_path, capsys):

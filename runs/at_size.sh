@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What can be checked of the paper's sizes and formats without its weights: VLM families, trained parameters,
+# Seer's checkpoint layouts, the conversion of VITA-1.5, the golden replay.
+#
+# Hardware: two CPU cores, 8 GB of memory, 40 GB of free disk, no GPU. Wall time: about 20 min.
+# Expected: results/families, results/seer_layouts, results/bench/convert.json, results/replay, and the keys b.*
+# and c.* of results/summary.json.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=.venv/bin/python
+publish() {  # FOLDER SCRIPT KEY=FILE:FIELD...: the script's numbers under its own command
+  local folder=$1 script=$2
+  shift 2
+  [ -n "${ONLY_PUBLISH:-}" ] || $PYTHON "$script"
+  $PYTHON scripts/publish.py "results/$folder" --command "python $script" "$@"
+}
+
+publish seer_layouts runs/seer_layouts.py c.seer_layouts=layouts.json:layouts_exact
+publish bench runs/measure_convert.py b.convert_peak_gib=convert.json:convert_peak_gib
+$PYTHON scripts/readme_tables.py
