@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
+from transformers import GotOcr2ImageProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+import teacher_helpers
 from lerobot_policy_vita_vla.chunking import ObservationHistory
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
 from lerobot_policy_vita_vla.vla.presets import preset_values
+from lerobot_policy_vita_vla.vla.prompts import PromptEncoder
+from lerobot_policy_vita_vla.vla.turns import TurnEncoder
+from lerobot_policy_vita_vla.vlm.vita15_model import CHAT_TEMPLATE, IMAGE_TOKEN, VitaVLProcessor
 from student_helpers import (
     CAMERA,
     PX,
@@ -178,6 +183,25 @@ def test_align_learns_on_histories(paths):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_seer_teaches_every_step_of_its_own_history(tmp_path):
+    """The real teacher with a history as long as the student's: one target per step, none for padding."""
+    seer = teacher_helpers.make_policy(chunk_size=T, n_action_steps=T, n_obs_steps=H).eval()
+    seer.save_pretrained(tmp_path / "seer")
+    vlm = save("smolvlm", tmp_path / "vlm")
+    # The teacher reads a camera of this name.
+    batch = {k.replace(CAMERA, TEACHER_CAMERA): v for k, v in history_batch().items()}
+    config = make_config(tmp_path / "seer", vlm, n_obs_steps=H)
+    config.input_features[TEACHER_CAMERA] = config.input_features.pop(CAMERA)
+    policy = VitaVLAPolicy(config, dataset_stats=STATS)
+    valid = ~batch["observation.state_is_pad"]
+    targets = policy._teacher.targets(batch, policy.config.teacher_cameras, valid)
+    assert targets.shape[:2] == (6, T)
+    torch.testing.assert_close(targets, seer.features_of_every_step(batch)[valid])
+    loss, _ = policy.train()(batch)
+    loss.backward()
+    assert policy.network.queries.vectors.grad.abs().sum() > 0
+
+
 def test_a_teacher_with_another_history_is_refused(paths, monkeypatch):
     install_loader(monkeypatch, lambda teacher: setattr(teacher, "n_obs_steps", 5))
     with pytest.raises(ValueError, match="history of 5 steps.*student 3 steps.*--policy.n_obs_steps=5"):
@@ -214,6 +238,17 @@ def test_memory_grows_then_slides_and_equals_a_history_given_at_once(paths):
         # One turn while the window grows, all of it once the oldest step leaves.
         assert (new < calls[0]) == (0 < step < H), (step, new, calls)
         assert (memory.past is None) == (step + 1 >= H)
+
+
+def test_a_memory_serves_once_and_one_batch(paths):
+    policy = student(paths).eval()
+    batch = history_batch((3, 3), task=TASKS[0])
+    _, memory = policy.step(at(batch, 0))
+    policy.step(at(batch, 1), memory)
+    with pytest.raises(ValueError, match="this past has served already"):
+        policy.step(at(batch, 1), memory)
+    with pytest.raises(ValueError, match="memory is of 2 episodes, the batch has 3"):
+        policy.step(at(history_batch(), 1), memory)
 
 
 def test_samples_with_instructions_of_other_lengths_are_computed_anew_and_agree(paths):
@@ -318,33 +353,31 @@ GOLDEN = Path(__file__).parent / "golden" / "paper_prompt_s7.json"
 
 def paper_prompt(golden, preset):
     """The paper preset's prompt by our encoder, in the golden file's ids: bytes, and one number per image."""
-    vlm, processor = build("internvl", image_size=112, text={"max_position_embeddings": 4096})
-    named = {name: getattr(processor.tokenizer, name) for name in ("start_image_token", "end_image_token")}
-    named |= {name: getattr(processor.tokenizer, name) for name in ("context_image_token", "video_token")}
-    specials = ["<|im_start|>", *named.values()]
     # As many tokens as bytes and specials: nothing is merged.
-    words = tokenizer(specials, pad="<|endoftext|>", eos="<|im_end|>", named=named, vocab_size=256 + 7)
-    processor = type(processor)(
-        image_processor=processor.image_processor,
-        tokenizer=words,
-        video_processor=processor.video_processor,
-        image_seq_length=golden["tokens_per_image"],
-        # VITA has a blank behind an image and no marks around it.
-        chat_template=processor.chat_template.replace("<IMG_CONTEXT>\n", "<IMG_CONTEXT> "),
+    words = tokenizer(
+        ["<|im_start|>", IMAGE_TOKEN], pad="<|endoftext|>", eos="<|im_end|>", vocab_size=256 + 4
     )
-    processor.start_image_token = processor.end_image_token = ""
-    backbone = VLMBackbone(vlm, processor, template=preset["prompt"], system_prompt=preset["system_prompt"])
-    backbone.read_histories(num_queries=3, has_state=True, separator=preset["query_separator"])
+    pictures = GotOcr2ImageProcessor(size={"height": 200, "width": 200})
+    processor = VitaVLProcessor(pictures, words, chat_template=CHAT_TEMPLATE)
+    prompts = PromptEncoder(
+        processor,
+        template=preset["prompt"],
+        accepts=frozenset({"input_ids", "attention_mask", "pixel_values"}),
+        positions=lambda inputs: torch.arange(inputs["input_ids"].shape[1]).unsqueeze(0),
+        suffix_values={},
+        system_prompt=preset["system_prompt"],
+    )
+    turns = TurnEncoder(prompts, num_queries=3, has_state=True, separator=preset["query_separator"])
     steps = preset["n_obs_steps"]
-    images = [torch.rand(1, steps, 3, 112, 112) for _ in range(2)]
-    prompt = backbone.turns.encode(images, [golden["instruction"]], torch.ones(1, steps).bool())
-    ids = prompt.tokens["input_ids"][0].tolist()
+    images = [torch.rand(1, steps, 3, 128, 128) for _ in range(2)]
+    prompt = turns.encode(images, [golden["instruction"]], torch.ones(1, steps).bool())
+    assert prompt.pixels["pixel_values"].shape == (2 * steps, 3, 200, 200)
     slots = {column: -400 for step in prompt.columns.tolist() for column in step[1:]}
     slots |= dict.fromkeys(prompt.columns[:, 0].tolist(), -401)
     alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
     out, run = [], 0
-    for column, token in enumerate(words.convert_ids_to_tokens(ids)):
-        run = run + 1 if token == "<IMG_CONTEXT>" else 0
+    for column, token in enumerate(words.convert_ids_to_tokens(prompt.tokens["input_ids"][0].tolist())):
+        run = run + 1 if token == IMAGE_TOKEN else 0
         if column in slots:
             out.append(slots[column])
         elif run:
@@ -352,7 +385,8 @@ def paper_prompt(golden, preset):
             assert run <= golden["tokens_per_image"]
         else:
             out.append(golden["specials"].get(token, alphabet.get(token)))
-    assert ids.count(processor.image_token_id) == steps * 2 * golden["tokens_per_image"]
+    image_tokens = (prompt.tokens["input_ids"] == processor.image_token_id).sum()
+    assert image_tokens == steps * 2 * golden["tokens_per_image"]
     return out
 
 

@@ -166,10 +166,11 @@ def internvl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
-def _qwen_processor(kind: str, image_size: int, patch: int):
+def _qwen_processor(kind: str, image_size: int, patch: int, pixels: tuple[int, int] | None):
     specials = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tok = tokenizer(specials, pad="<|endoftext|>", eos="<|im_end|>")
-    size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
+    least, most = pixels or (image_size**2, image_size**2)
+    size = {"shortest_edge": least, "longest_edge": most}
     kw = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     video = "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor"
     processor = getattr(transformers, f"{kind}Processor")(
@@ -191,7 +192,10 @@ def _qwen_processor(kind: str, image_size: int, patch: int):
 
 def qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
     """Qwen2.5-VL: images of any grid, positions of three axes (M-RoPE)."""
-    processor, tokens, words = _qwen_processor("Qwen2_5_VL", image_size, vision.get("patch_size", 4))
+    vision = dict(vision)
+    processor, tokens, words = _qwen_processor(
+        "Qwen2_5_VL", image_size, vision.get("patch_size", 4), vision.pop("pixels", None)
+    )
     words |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 1e4}}
     words |= text
     tower = {
@@ -214,7 +218,10 @@ def qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, ti
 
 def qwen3_vl(text: dict[str, Any], vision: dict[str, Any], image_size: int, tied: bool):
     """Qwen3-VL: as Qwen2.5-VL, and features of several encoder layers enter several decoder layers."""
-    processor, tokens, words = _qwen_processor("Qwen3VL", image_size, vision.get("patch_size", 4))
+    vision = dict(vision)
+    processor, tokens, words = _qwen_processor(
+        "Qwen3VL", image_size, vision.get("patch_size", 4), vision.pop("pixels", None)
+    )
     rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "mrope_interleaved": True, "rope_theta": 1e4}
     words |= {"head_dim": 12, "rope_parameters": rope} | text
     tower = {

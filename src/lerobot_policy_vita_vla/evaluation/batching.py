@@ -57,7 +57,11 @@ def settle_batch(
 
     def observe(task: str) -> dict[str, Any]:
         picture = generator.integers(0, 256, (*lead, size, size, 3), dtype=np.uint8)
-        return {PICTURE: picture, STATE: generator.uniform(-0.2, 0.6, (*lead, 4)), "task": words[task]}
+        seen = {PICTURE: picture, STATE: generator.uniform(-0.2, 0.6, (*lead, 4)), "task": words[task]}
+        if history > 1:
+            # Episodes are at different steps, so the rows of a call have histories of different lengths.
+            seen[f"{STATE}_is_pad"] = np.arange(history) < generator.integers(0, history)
+        return seen
 
     mine = observe(manifest.tasks[0])
     # Two calls with different random numbers: a sampling decoder needs its own seed per episode, thus its own

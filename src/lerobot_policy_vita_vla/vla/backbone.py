@@ -190,6 +190,11 @@ class VLMBackbone(nn.Module):
         """
         ids = self.turns.lay_out(images, instructions, valid_BH).tokens["input_ids"]
         done = 0
+        if past is not None and past.keys_values.get_seq_length() != past.input_ids.shape[1]:
+            raise ValueError(
+                "this past has served already: a step extends its keys and values in place. Go on from what "
+                "the last step returned, or call without a past"
+            )
         if past is not None and torch.equal(ids[:, : past.input_ids.shape[1]], past.input_ids):
             done = past.input_ids.shape[1]
         prompt = self.turns.encode(images, instructions, valid_BH, done)

@@ -31,9 +31,18 @@ def remember(memory: Memory | None, batch: dict[str, Any], keys: Sequence[str], 
     """Append a step's observation (B, ...); beyond H steps the oldest leaves, and with it the past.
 
     Every later key and value depended on the step that left: what follows has to be computed anew.
+
+    Raises:
+        ValueError: If the batch has another number of episodes than the memory.
     """
-    if memory is None or len(memory.seen[keys[0]]) != len(batch[keys[0]]):
+    if memory is None:
         return Memory({key: batch[key].unsqueeze(1) for key in keys})
+    before, now = len(memory.seen[keys[0]]), len(batch[keys[0]])
+    if before != now:
+        raise ValueError(
+            f"the memory is of {before} episodes, the batch has {now}; call reset(), or pass no memory, "
+            "where episodes start"
+        )
     full = memory.seen[keys[0]].shape[1] == n_obs_steps
     seen = {
         key: torch.cat([memory.seen[key][:, int(full) :], batch[key].unsqueeze(1)], dim=1) for key in keys
