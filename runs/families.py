@@ -34,7 +34,7 @@ from vlm_shapes import PUBLISHED  # noqa: E402
 from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder  # noqa: E402
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder  # noqa: E402
-from lerobot_policy_vita_vla.vla.backbone import VLMBackbone  # noqa: E402
+from lerobot_policy_vita_vla.vla.backbone import READS_BOTH_WAYS, VLMBackbone  # noqa: E402
 from lerobot_policy_vita_vla.vla.stages import TRAINABLE, apply_stage  # noqa: E402
 from lerobot_policy_vita_vla.vla.vlm_contract import parts_of  # noqa: E402
 from tiny_vlms import FAMILIES  # noqa: E402
@@ -116,7 +116,7 @@ def describe(family: str) -> dict[str, Any]:
         "image_tokens_one_camera": tokens[1],
         "image_tokens_per_camera": tokens[2],
         "history": "turns" if processor.chat_template else "none",
-        "keys_and_values_kept": family != "gemma3" and bool(processor.chat_template),
+        "keys_and_values_kept": READS_BOTH_WAYS not in row and bool(processor.chat_template),
     }
 
 
