@@ -15,6 +15,9 @@ publish() {  # FOLDER SCRIPT KEY=FILE:FIELD...: the script's numbers under its o
   $PYTHON scripts/publish.py "results/$folder" --command "python $script" "$@"
 }
 
+publish families runs/families.py b.families=families.json:families_passed \
+  b.align_params_calvin=parameters.json:align_params_calvin \
+  b.align_params_libero=parameters.json:align_params_libero b.finetune_params=parameters.json:finetune_params
 publish seer_layouts runs/seer_layouts.py c.seer_layouts=layouts.json:layouts_exact
 publish bench runs/measure_convert.py b.convert_peak_gib=convert.json:convert_peak_gib
 $PYTHON scripts/readme_tables.py
