@@ -109,6 +109,15 @@ def test_a_dataset_without_a_known_simulator_is_refused_with_the_flag():
         open_simulator(None, "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator")
 
 
+def test_another_robots_dataset_is_refused(tmp_path):
+    record_toy(tmp_path / "toy", LEROBOT, LEROBOT, frames=3)
+    info = RecordingInfo.load(tmp_path / "toy")
+    info.conventions = metaworld_conventions(SIZE).to_dict()
+    info.save(tmp_path / "toy")
+    with pytest.raises(ValueError, match="action has 7 numbers, the declared conventions have 4"):
+        replay(tmp_path / "toy", simulator=ToyArm())
+
+
 # --- rotations, on an arm that has them
 
 LEROBOT = replace(ToyArm.conventions, image_orientation="rotated_180")
@@ -153,6 +162,7 @@ def test_two_broken_conventions_are_told_apart(tmp_path):
     truth = {"action_rotation": "euler_xyz", "gripper_open": 1.0, "gripper_closed": -1.0}
     report = toy(tmp_path, **truth, image_orientation="mirrored")
     assert sorted(report.broken) == ["action_rotation", "gripper", "image_orientation"]
+    assert "rotation" not in report.verdicts["gripper"].fix
     assert report.settings == {**truth, "image_orientation": "mirrored"}
 
 

@@ -69,6 +69,11 @@ class Recording:
         """Column that is replayed."""
 
     @property
+    def action_dim(self) -> int:
+        """How many numbers an action has."""
+        return int(np.prod(self._columns[self.executed].shape[1:]))
+
+    @property
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Camera key -> height and width as the dataset declares them."""
         shapes = {key: self.layout.features[key]["shape"] for key in self.cameras}
