@@ -16,7 +16,7 @@ schedule() {  # NAME FLAG...
   local name=$1
   shift
   local out="$OUT/$name" scored=()
-  [ -e "$out/checkpoints/000300" ] || $VITA finetune --demos "$RUN/demos" --from "$RUN/align" --out "$out" \
+  [ -e "$out/checkpoints/000300" ] || $VITA finetune --demos "$RUN/demos" --from "$RUN/align" --out "$out" --teacher "$RUN/teacher" \
     --steps 300 --save_freq=25 "$@"
   for step in 25 50 100 300; do
     scored+=("$name-$step=$out/checkpoints/$(printf %06d "$step")/pretrained_model")
