@@ -1,0 +1,156 @@
+"""Making LIBERO importable without questions, and finding its assets.
+
+Importing `libero` asks on the terminal where to put data sets unless its config.yaml exists, so that is
+written first. Assets (meshes and textures) are looked for, in this order, in ``VITA_VLA_LIBERO_ASSETS``, in
+the installed package, and in the folder where LeRobot's LIBERO downloads them. Nothing is downloaded here:
+the command that does is part of the message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lerobot_policy_vita_vla.demos.libero_suite import package_folder
+
+ASSETS_VARIABLE = "VITA_VLA_LIBERO_ASSETS"
+PARTS = (
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "turbosquid_objects",
+)
+MOST_NAMED = 10
+"""Missing files that an error names."""
+
+
+def download_folder() -> Path:
+    """Where hf-libero, and so LeRobot, keeps downloaded assets."""
+    return Path.home() / ".cache" / "libero" / "assets"
+
+
+def download_command() -> str:
+    """What fetches the assets from the hub."""
+    return f"hf download lerobot/libero-assets --repo-type dataset --local-dir {download_folder()}"
+
+
+def cache_folder() -> Path:
+    """Our own cache for LIBERO: its config.yaml and thinned-out meshes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vita_vla" / "libero"
+
+
+def prepare() -> Path:
+    """Make ``import libero.libero`` silent and ready; returns the folder of the assets.
+
+    Raises:
+        ValueError: If LIBERO is not installed, its configuration points nowhere, or assets are missing; says
+            which, and the command.
+    """
+    package, assets = package_folder(), find_assets()
+    _write_config(package)
+    if not os.access(package.parent, os.W_OK):
+        # robosuite's numba functions would fail to cache beside their source.
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))
+    import libero.libero
+
+    # The variable in which hf-libero remembers its answer; without it, it would download on its own.
+    libero.libero._assets_path_cache = str(assets)
+    return assets
+
+
+def find_assets() -> Path:
+    """The assets' folder.
+
+    Raises:
+        ValueError: If there is none, or parts of it are missing.
+    """
+    named = os.environ.get(ASSETS_VARIABLE)
+    places = [Path(named)] if named else [package_folder() / "assets", download_folder()]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        looked = ", ".join(str(place) for place in places)
+        raise ValueError(
+            f"LIBERO's assets are not there (looked in {looked}). Download them once: "
+            f"{download_command()}   or name a folder: export {ASSETS_VARIABLE}=/path/to/assets"
+        )
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise ValueError(_incomplete(folder, [f"{part}/" for part in missing]))
+    return folder
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files that the assets' own XML files refer to and that are not there, relative to the folder."""
+    missing = {}
+    for xml in sorted(folder.rglob("*.xml")):
+        for reference in _references(xml.read_text()):
+            path = Path(os.path.normpath(xml.parent / reference))
+            if not path.is_file():
+                missing[os.path.relpath(path, folder)] = None
+    return list(missing)
+
+
+def explain_failure(error: Exception, folder: Path) -> ValueError | None:
+    """What to tell a user whose scene could not be built because files are missing; None if that is not why.
+
+    Args:
+        error: What building the scene raised.
+        folder: The assets' folder.
+    """
+    text = str(error)
+    named = getattr(error, "filename", None)
+    opens = re.search(r"[Ee]rror opening file '([^']+)'|could not open file '?([^'\n]+)", text)
+    if opens is not None:
+        named = next(group for group in opens.groups() if group)
+    if named is None:
+        return None
+    try:
+        first = os.path.relpath(os.path.realpath(named), os.path.realpath(folder))
+    except ValueError:
+        first = str(named)
+    return ValueError(_incomplete(folder, list(dict.fromkeys([first, *missing_files(folder)]))))
+
+
+def _incomplete(folder: Path, missing: list[str]) -> str:
+    named = ", ".join(missing[:MOST_NAMED])
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    return (
+        f"LIBERO's assets in {folder} are incomplete; missing: {named}{more}. "
+        f"Download them again, which takes only what is missing: {download_command()}"
+    )
+
+
+def _references(xml: str) -> Iterator[str]:
+    without_comments = re.sub(r"<!--.*?-->", "", xml, flags=re.DOTALL)
+    for tag in re.findall(r"<(?:mesh|texture)\b[^>]*>", without_comments):
+        yield from re.findall(r'\bfile="([^"]+)"', tag)
+
+
+def _write_config(package: Path) -> None:
+    import yaml
+
+    folder = Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero")
+    if (file := folder / "config.yaml").is_file():
+        paths = yaml.safe_load(file.read_text()) or {}
+        needed = ("bddl_files", "init_states")
+        if wrong := [key for key in needed if not paths.get(key) or not Path(paths[key]).is_dir()]:
+            raise ValueError(
+                f"{file} says where LIBERO's files are, but its {' and '.join(wrong)} do not exist: it is of "
+                f"another installation. Delete it: rm {file}"
+            )
+        return
+    folder = cache_folder() / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {
+        "benchmark_root": package,
+        "bddl_files": package / "bddl_files",
+        "init_states": package / "init_files",
+        "datasets": cache_folder() / "datasets",
+        "assets": package / "assets",
+    }
+    unfinished = folder / f".config.{os.getpid()}"
+    unfinished.write_text(yaml.safe_dump({key: str(path) for key, path in paths.items()}))
+    os.replace(unfinished, folder / "config.yaml")
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)

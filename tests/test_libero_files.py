@@ -1,0 +1,182 @@
+"""LIBERO without LIBERO: names, protocols, the question on the terminal, missing assets. No simulator."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lerobot_policy_vita_vla.conversion import orient, orientation_between
+from lerobot_policy_vita_vla.demos import libero_install as install
+from lerobot_policy_vita_vla.demos import libero_suite as suite
+
+OBJECT = "pick_up_the_milk_and_place_it_in_the_basket"
+LONG = "LIVING_ROOM_SCENE10_put_both_pots_down"
+
+# What the real package does when it is imported: it asks, unless its config.yaml is there.
+ASKS = """
+import os
+folder = os.environ.get("LIBERO_CONFIG_PATH", os.path.expanduser("~/.libero"))
+if not os.path.exists(os.path.join(folder, "config.yaml")):
+    input("Do you want to specify a custom path for the dataset folder? (Y/N): ")
+_assets_path_cache = None
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A stand-in for hf-libero, a home of its own, and no variables of the machine's."""
+    root = tmp_path / "site" / "libero"
+    (root / "libero" / "benchmark").mkdir(parents=True)
+    (root / "libero" / "bddl_files").mkdir()
+    (root / "libero" / "init_files").mkdir()
+    (root / "__init__.py").write_text("")
+    (root / "libero" / "__init__.py").write_text(ASKS)
+    names = {name: [f"task {i}".replace(" ", "_") + name for i in range(10)] for name in suite.SUITES}
+    names["libero_object"][3], names["libero_10"][9] = OBJECT, LONG
+    (root / "libero" / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = {names!r}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("LIBERO_CONFIG_PATH", "XDG_CACHE_HOME", install.ASSETS_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+        # So that what the code under test sets is taken back as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "libero"}
+    suite.task_names.cache_clear()
+    suite._own_names.cache_clear()
+    yield root / "libero"
+    for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+    suite.task_names.cache_clear()
+    suite._own_names.cache_clear()
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "assets"
+    for part in install.PARTS:
+        (folder / part).mkdir(parents=True)
+    monkeypatch.setenv(install.ASSETS_VARIABLE, str(folder))
+    return folder
+
+
+def test_names_of_tasks(package):
+    assert suite.resolve_libero_tasks("libero_10_2,libero_object") == [
+        "libero_10_2",
+        *(f"libero_object_{i}" for i in range(10)),
+    ]
+    assert suite.resolve_libero_tasks(OBJECT) == ["libero_object_3"]
+    assert suite.locate("libero_10_2") == ("libero_10", 2)
+    assert suite.instruction("libero_object_3") == "pick up the milk and place it in the basket"
+    assert suite.instruction("libero_10_9") == "put both pots down"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("libero_objekt", "did you mean libero_object"),
+        (OBJECT.replace("milk", "mlk"), OBJECT),
+        ("libero_object_10", "tasks 0 to 9"),
+        ("", "name at least one"),
+    ],
+)
+def test_names_that_do_not_exist(package, word, said):
+    with pytest.raises(ValueError, match=said):
+        suite.resolve_libero_tasks(word)
+
+
+def test_without_the_package_the_message_is_the_command(monkeypatch):
+    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"lerobot_policy_vita_vla\[libero\]"):
+        suite.package_folder()
+
+
+def test_nothing_is_asked_on_the_terminal(package, assets, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("LIBERO asked"))
+    assert install.prepare() == assets
+    import libero.libero as imported
+
+    assert imported._assets_path_cache == str(assets)
+    config = install.cache_folder() / "config" / "config.yaml"
+    assert str(package / "bddl_files") in config.read_text()
+    assert not (Path.home() / ".libero").exists()
+
+
+def test_a_configuration_of_another_installation_is_named(package, assets):
+    file = Path.home() / ".libero" / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"bddl_files: {package / 'bddl_files'}\ninit_states: /gone\n")
+    with pytest.raises(ValueError, match=rf"init_states.*rm {file}"):
+        install.prepare()
+
+
+def test_missing_assets_name_the_places_and_the_command(package):
+    with pytest.raises(ValueError, match="hf download lerobot/libero-assets") as told:
+        install.find_assets()
+    for place in (package / "assets", install.download_folder()):
+        assert str(place) in str(told.value)
+
+
+def test_a_named_folder_is_not_replaced_by_another(package, monkeypatch):
+    install.download_folder().mkdir(parents=True)
+    monkeypatch.setenv(install.ASSETS_VARIABLE, "/nowhere")
+    with pytest.raises(ValueError, match="/nowhere"):
+        install.find_assets()
+
+
+def test_partial_assets_name_the_files(package, assets):
+    (assets / "scenes").rmdir()
+    with pytest.raises(ValueError, match="missing: scenes/"):
+        install.find_assets()
+    bowl = assets / "stable_scanned_objects" / "bowl"
+    bowl.mkdir()
+    (bowl / "there.png").touch()
+    (bowl / "bowl.xml").write_text(
+        '<asset><mesh name="b" file="visual/bowl.msh"/><texture file="there.png"/>'
+        '<!-- <mesh file="old.msh"/> --></asset>'
+    )
+    assert install.missing_files(assets) == ["stable_scanned_objects/bowl/visual/bowl.msh"]
+    failure = ValueError(f"Error: Error opening file '{bowl / 'visual' / 'bowl.msh'}'")
+    told = str(install.explain_failure(failure, assets))
+    assert told.count("bowl/visual/bowl.msh") == 1 and "hf download" in told
+    gone = FileNotFoundError(2, "No such file", str(assets / "scenes" / "table.xml"))
+    assert "scenes/table.xml" in str(install.explain_failure(gone, assets))
+    assert install.explain_failure(ValueError("something else"), assets) is None
+
+
+def test_protocols_are_those_of_the_published_evaluations():
+    rows = {
+        name: (p.image_size, p.settle_steps, p.settle_gripper, p.refresh, p.env_seed, p.episodes_per_task)
+        for name, p in suite.PROTOCOLS.items()
+    }
+    assert rows == {
+        "lerobot": (256, 10, -1.0, True, 0, 50),
+        "openvla": (256, 10, -1.0, True, 0, 50),
+        "seer": (128, 5, 0.0, False, 42, 20),
+        "vita-paper": (128, 5, 0.0, False, 42, 50),
+    }
+    steps = {name: [p.max_steps.get(s) for s in suite.SUITES[:4]] for name, p in suite.PROTOCOLS.items()}
+    assert steps == {
+        "lerobot": [280, 280, 300, 520],
+        "openvla": [220, 280, 300, 520],
+        "seer": [None, None, None, 600],
+        "vita-paper": [600] * 4,
+    }
+
+
+def test_a_protocol_that_does_not_exist_or_does_not_fit():
+    with pytest.raises(ValueError, match="did you mean openvla"):
+        suite.find_protocol("openvl")
+    with pytest.raises(ValueError, match="evaluated only libero_10"):
+        suite.find_protocol("seer").steps("libero_goal")
+
+
+def test_lerobots_pictures_are_the_raw_ones_turned_around():
+    import numpy as np
+
+    raw = np.arange(4 * 4 * 3).reshape(4, 4, 3)
+    turned = orient(raw, suite.PROTOCOLS["lerobot"].conventions().image_orientation)
+    np.testing.assert_array_equal(turned, raw[::-1, ::-1])
+    back = orientation_between("rotated_180", suite.PROTOCOLS["seer"].conventions().image_orientation)
+    np.testing.assert_array_equal(orient(turned, back), raw)
