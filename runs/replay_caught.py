@@ -7,7 +7,7 @@ differ, as if another recorder had made it. A case counts as caught if the repla
 convention broken; the sound recording passes if nothing is. Rotation representations are missing here because
 Meta-World's actions do not rotate: tests/test_replay.py breaks them on an arm that does.
 
-Hardware: one CPU core, software rendering. Wall time: about 3 min.
+Hardware: one CPU core, software rendering; about two minutes of it.
 """
 
 from __future__ import annotations

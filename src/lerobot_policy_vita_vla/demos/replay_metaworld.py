@@ -40,9 +40,9 @@ class MetaworldSimulator:
     """
 
     tolerances = Tolerances(start=3e-5, path=5e-3, picture=6.0)
-    """Measured (docs/conventions.md): the same machine replays bit by bit; one settle step too many moves
-    some number by 2.7e-4 at the first frame; actions changed in their last bit move one by 2e-3 at most in an
-    episode, an opposite gripper by 0.2; pictures of other orientations differ by 25 grey levels."""
+    """Between what was measured (docs/conventions.md): the same machine replays bit by bit, and actions changed
+    in their last bit move a number by 2.6e-5 at most; one settle step too many moves one by 2.7e-4 at the first
+    frame, 100 Hz instead of 80 by 0.017 along the path; another orientation is 10.6 grey levels off."""
     control_rates = tuple(PHYSICS_HZ / substeps for substeps in SUBSTEPS)
     max_steps = MAX_EPISODE_LENGTH
 
