@@ -9,7 +9,7 @@ from lerobot.envs import env_to_policy_features, make_env, make_env_config, prep
 
 from lerobot_policy_vita_vla.demos import gl
 from lerobot_policy_vita_vla.demos.gl import gl_renderer, is_software
-from lerobot_policy_vita_vla.demos.metaworld import MetaworldEnv, SceneEnv
+from lerobot_policy_vita_vla.demos.metaworld import GRIPPER_CLOSED, GRIPPER_OPEN, MetaworldEnv, SceneEnv
 from lerobot_policy_vita_vla.demos.suite import resolve_tasks, task_descriptions
 
 
@@ -146,7 +146,7 @@ def test_success_ends_an_episode_and_the_expert_reaches_it():
     env.reset(seed=0)
     for _ in range(200):
         action = env.expert_action()
-        assert np.abs(action).max() <= 1 and action[3] in (-1.0, 1.0)
+        assert np.abs(action).max() <= 1 and action[3] in np.float32([GRIPPER_OPEN, GRIPPER_CLOSED])
         _, _, terminated, truncated, info = env.step(action)
         assert not truncated
         if terminated:

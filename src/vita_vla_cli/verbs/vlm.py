@@ -57,8 +57,8 @@ def _add_convert(parts: argparse._SubParsersAction) -> None:
         "vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15",
         description="Reads the shards one by one and leaves out the audio encoder. Every tensor's name "
         "and shape is\nchecked before anything is written.",
-        examples="vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15 --dtype bfloat16 \\\n"
-        "    --vision downloads/InternViT-300M-448px\n"
+        examples="vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15 --vision downloads/InternViT\n"
+        "vita-vla vlm convert vita-1.5 downloads/VITA-1.5 work/vita15 --dtype bfloat16\n"
         "vita-vla align --demos work/first/demos --teacher work/first/teacher --vlm work/vita15",
     )
     convert.add_argument("family", choices=["vita-1.5"], help="what SRC holds")
