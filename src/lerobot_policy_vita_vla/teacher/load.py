@@ -56,12 +56,23 @@ def find_pretrained_model(path: str | Path) -> Path:
             f"no teacher at {path}; train one with `lerobot-train --policy.type=seer ...` or get one with"
             f" `hf download <repo> --local-dir {path}`"
         )
-    candidates = (path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model")
-    for folder in candidates:
-        if (folder / CONFIG).is_file():
-            return folder
-    looked = ", ".join(str(folder) for folder in candidates)
+    if (folder := locate_checkpoint(path)) is not None:
+        return folder
+    looked = ", ".join(str(folder) for folder in _candidates(path))
     raise ValueError(f"no {CONFIG} in {looked}; give a pretrained_model, checkpoint or output folder")
+
+
+def locate_checkpoint(path: str | Path) -> Path | None:
+    """The ``pretrained_model`` folder that ``path`` means, or None.
+
+    Args:
+        path: The folder itself, a checkpoint folder that holds it, or a training run (its last checkpoint).
+    """
+    return next((folder for folder in _candidates(Path(path)) if (folder / CONFIG).is_file()), None)
+
+
+def _candidates(path: Path) -> tuple[Path, ...]:
+    return path, path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"
 
 
 def _load_config(folder: Path, device: torch.device | str) -> Any:
