@@ -20,4 +20,5 @@ publish families runs/families.py b.families=families.json:families_passed \
   b.align_params_libero=parameters.json:align_params_libero b.finetune_params=parameters.json:finetune_params
 publish seer_layouts runs/seer_layouts.py c.seer_layouts=layouts.json:layouts_exact
 publish bench runs/measure_convert.py b.convert_peak_gib=convert.json:convert_peak_gib
+publish replay runs/replay_caught.py c.replay_caught=replay_caught.json:caught
 $PYTHON scripts/readme_tables.py

@@ -70,7 +70,7 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
             "b.convert_peak_gib": "VITA-1.5 conversion, peak memory in GiB (two shards: 9.06)",
             "b.plan_error": "largest error of planned memory or time, share of the measured value",
             "c.seer_layouts": "layouts of Seer's released checkpoints imported key by key, of 3",
-            "c.replay_caught": "deliberately broken conventions that a replay catches, share",
+            "c.replay_caught": "broken conventions that a replay on Meta-World catches, of 22",
         },
     ),
 )
@@ -178,13 +178,34 @@ def between(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
+def schedules_text(folder: Path) -> str:
+    """Success of each finetune schedule after some steps, from results named ``<schedule>-<steps>``."""
+    found: dict[str, dict[int, str]] = {}
+    for path in folder.glob("*/result.json"):
+        schedule, steps = path.parent.name.rsplit("-", 1)
+        rate = json.loads(path.read_text())["overall"]
+        interval = f"{_number(rate['low'])} - {_number(rate['high'])}"
+        found.setdefault(schedule, {})[int(steps)] = f"{_number(rate['success_rate'])} ({interval})"
+    columns = sorted({steps for rates in found.values() for steps in rates})
+    lines = [f"| schedule | {' | '.join(f'{steps} steps' for steps in columns)} |"]
+    lines.append("| --- |" + " --- |" * len(columns))
+    for schedule in sorted(found, key=lambda name: (name != "plain", name)):
+        cells = [found[schedule].get(steps, "") for steps in columns]
+        lines.append(f"| `{schedule}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def generated() -> dict[Path, str]:
     """Every generated file with the content it should have."""
-    readme = ROOT / "README.md"
-    return {
+    readme, schedules = ROOT / "README.md", ROOT / "docs" / "schedules.md"
+    pages = {
         readme: between(readme.read_text(), "results", results_text(read_summary())),
         ROOT / "docs" / "file_map.md": file_map_text(),
     }
+    if schedules.is_file():
+        table = schedules_text(ROOT / "results" / "finetune_dip" / "eval")
+        pages[schedules] = between(schedules.read_text(), "schedules", table)
+    return pages
 
 
 def main(argv: list[str] | None = None) -> int:
