@@ -40,9 +40,10 @@ class MetaworldSimulator:
     """
 
     tolerances = Tolerances(start=3e-5, path=5e-3, picture=6.0)
-    """Between what was measured (docs/conventions.md): the same machine replays bit by bit, and actions that
+    """Between what was measured (docs/conventions.md): the same machine replays bit by bit, and actions
     changed in their last bit move a number by 2.6e-5 at most; one settle step too many moves one by 2.7e-4 at
-    the first frame, 100 Hz instead of 80 by 0.017 along the path; other orientations are 10.6 levels off."""
+    the first frame, 100 Hz instead of 80 by 0.017 along the path; another orientation is 10.6 grey levels
+    off."""
     control_rates = tuple(PHYSICS_HZ / substeps for substeps in SUBSTEPS)
     max_steps = MAX_EPISODE_LENGTH
 
