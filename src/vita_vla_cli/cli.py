@@ -22,6 +22,7 @@ VERBS = {
     "finetune": "vita_vla_cli.verbs.training",
     "eval": "vita_vla_cli.verbs.evaluation",
     "report": "vita_vla_cli.verbs.evaluation",
+    "plan": "vita_vla_cli.verbs.plan",
     "ablate": "vita_vla_cli.verbs.ablation",
     "quickstart": "vita_vla_cli.verbs.quickstart",
     "vlm": "vita_vla_cli.verbs.vlm",

@@ -15,6 +15,9 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from lerobot_policy_vita_vla.training.resuming import check_resume
+from lerobot_policy_vita_vla.training.sharding import check_fsdp_request
+
 COMMAND_FILE = "command.txt"
 LOG_FILE = "train_log.jsonl"
 
@@ -39,8 +42,11 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
     resuming = _argument(argv, "resume") == "true"
     if str(output_dir) == "." and not resuming:
         raise ValueError("training needs a folder for its results: pass --output_dir=work/my_run/align")
+    check_fsdp_request()
     if resuming:
-        output_dir = _run_of_checkpoint(_argument(argv, "config_path"))
+        output_dir, checkpoint = _run_of_checkpoint(_argument(argv, "config_path"))
+        given = _argument(argv, "batch_size")
+        check_resume(checkpoint, int(given) if given else None)
     elif output_dir.exists():
         raise FileExistsError(
             f"{output_dir} exists already; resume it with --resume=true --config_path="
@@ -63,7 +69,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
             limit_gib=limit,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-            cpu=_argument(argv, "policy.device") == "cpu",
+            cpu=_device(argv) == "cpu",
         )
     with _arguments(argv), _learning_curve(output_dir), _refusals():
         lerobot_train.train(accelerator=accelerator)
@@ -97,14 +103,30 @@ def _argument(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _run_of_checkpoint(config_path: str | None) -> Path:
+def _device(argv: list[str]) -> str:
+    """Where training runs. accelerate must be told of a CPU, or several processes do not find each other."""
+    if given := _argument(argv, "policy.device"):
+        return given
+    config = _argument(argv, "config_path")
+    if _argument(argv, "resume") == "true" and config:
+        path = Path(config)
+        saved = json.loads((path if path.is_file() else path / "train_config.json").read_text())
+        if device := saved["policy"]["device"]:
+            return device
+    from lerobot.utils.device_utils import auto_select_torch_device
+
+    return auto_select_torch_device().type
+
+
+def _run_of_checkpoint(config_path: str | None) -> tuple[Path, Path]:
     if not config_path or not Path(config_path).exists():
         raise ValueError(
             f"--resume=true needs --config_path to a checkpoint's train_config.json, got {config_path!r}; "
             "it lies in RUN/checkpoints/last/pretrained_model/"
         )
     path = Path(config_path).absolute()
-    return (path.parent if path.is_file() else path).parents[2]  # RUN/checkpoints/STEP/pretrained_model
+    folder = path.parent if path.is_file() else path  # RUN/checkpoints/STEP/pretrained_model
+    return folder.parents[2], folder.parent
 
 
 @contextmanager

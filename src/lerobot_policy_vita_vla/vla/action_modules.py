@@ -108,7 +108,8 @@ class ActionQueries(nn.Module):
 
     def forward(self, batch_size: int) -> Tensor:
         """-> (B, K, D)."""
-        return self.vectors.expand(self.num_queries, -1).expand(batch_size, -1, -1)
+        # A copy, not a view: sharded training frees the gathered weight as soon as this returns.
+        return self.vectors.expand(self.num_queries, -1).repeat(batch_size, 1, 1)
 
 
 class ActionMapper(nn.Module):

@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lerobot_policy_vita_vla.contracts import check_shape
 from lerobot_policy_vita_vla.vla.caches import Past, PrefixCache, PrefixDone
@@ -243,12 +242,6 @@ class VLMBackbone(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Recompute activations in backward wherever the model is in train()."""
         self.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-    def block_names(self) -> list[str]:
-        """Class names of the repeated transformer blocks, the units of sharded training."""
-        return sorted(
-            {type(m).__name__ for m in self.vlm.modules() if isinstance(m, GradientCheckpointingLayer)}
-        )
 
     def _positions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Position ids of one unpadded sample: the family's own image grid positions, or 0, 1, 2, ..."""

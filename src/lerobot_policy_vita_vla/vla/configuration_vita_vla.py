@@ -12,6 +12,7 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.contracts import reasons_shown
+from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
 from lerobot_policy_vita_vla.vla.presets import preset_values
 from lerobot_policy_vita_vla.vla.schedule import WarmupDecayConfig
 from lerobot_policy_vita_vla.vla.settings_checks import check_settings
@@ -79,6 +80,7 @@ class VitaVLAConfig(PreTrainedConfig):
         lr_language: Peak learning rate of the language model. None: ``lr`` (paper).
         weight_decay: AdamW [1e-4].
         grad_clip_norm: Largest gradient norm; 0 does not clip [1].
+        accumulation: Batches whose gradients make one update; ``--steps`` counts batches (accumulation.py).
         schedule: ``"cosine"`` to 3 % or ``"warmup_decay"`` (schedule.py) [cosine].
         warmup_fraction: Part of the run that warms the learning rate up [0.1].
         schedule_accumulation: See `schedule.WarmupDecayConfig` [1].
@@ -146,6 +148,7 @@ class VitaVLAConfig(PreTrainedConfig):
     schedule: str | None = None
     warmup_fraction: float | None = None
     schedule_accumulation: int | None = None
+    accumulation: int = 1
     ema_decay: float = 0.0
     lora_rank: int = 0
     lora_alpha: float | None = None
@@ -233,6 +236,13 @@ class VitaVLAConfig(PreTrainedConfig):
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """AdamW (paper); groups with their own rates come from the policy."""
+        if self.accumulation > 1:
+            return AccumulatingAdamWConfig(
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                accumulation=self.accumulation,
+                clip_norm=self.grad_clip_norm,
+            )
         return AdamWConfig(lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm)
 
     def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig | WarmupDecayConfig:

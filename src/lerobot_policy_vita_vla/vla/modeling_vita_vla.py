@@ -29,12 +29,9 @@ from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.history import Memory, remember
 from lerobot_policy_vita_vla.vla.objective import student_loss
 from lerobot_policy_vita_vla.vla.stages import apply_stage, check_stage_order
-from lerobot_policy_vita_vla.vla.teaching import (
-    check_decoder_scale,
-    check_teacher,
-    require_teacher,
-)
+from lerobot_policy_vita_vla.vla.teaching import check_decoder_scale, check_teacher, require_teacher
 from lerobot_policy_vita_vla.vla.vlm_files import save_processor
+from lerobot_policy_vita_vla.vla.wrap_units import block_classes
 
 
 class VitaVLAPolicy(PreTrainedPolicy):
@@ -87,8 +84,6 @@ class VitaVLAPolicy(PreTrainedPolicy):
             object.__setattr__(self, "_teacher", None)
         self._checkpoint = checkpoint
         self._start_average()
-        # Blocks that sharded training wraps one by one.
-        self._fsdp_wrap_modules = self.network.backbone.block_names()
         if config.save_vlm == "reference":
             self.register_state_dict_post_hook(_leave_out_vlm)
         self.train(self.training)
@@ -197,6 +192,12 @@ class VitaVLAPolicy(PreTrainedPolicy):
         )
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        return block_classes(self.network.backbone.vlm)  # asked for by sharded training only
+
+    _fsdp_wrap_modules = _no_split_modules  # accelerate's name and LeRobot's
+
+    @property
     def _action_queue(self) -> Any:
         # LeRobot drops pending actions through this name.
         return self._executor._action_queue
@@ -274,8 +275,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     def _meet_teacher(self, dataset_stats: Mapping[str, Mapping[str, Any]] | None) -> None:
         source = require_teacher(self.config, "cpu")
-        if self.config.chunk_size is None:
-            self.config.chunk_size = source.teacher.chunk_size
+        self.config.chunk_size = self.config.chunk_size or source.teacher.chunk_size
         self.config.teacher_cameras = check_teacher(source.teacher, self.config, dataset_stats)
         object.__setattr__(self, "_teacher", source)
 

@@ -29,7 +29,7 @@ def check_settings(config: VitaVLAConfig) -> None:
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"--policy.{name} must be one of {allowed}, got {getattr(config, name)!r}")
-    for name in ("n_obs_steps", "schedule_accumulation"):
+    for name in ("n_obs_steps", "schedule_accumulation", "accumulation"):
         if getattr(config, name) < 1:
             raise ValueError(f"--policy.{name} must be at least 1, got {getattr(config, name)}")
     if config.chunk_size is not None:
@@ -41,6 +41,11 @@ def check_settings(config: VitaVLAConfig) -> None:
                 f"chunk_size ({config.chunk_size}) must be a multiple of num_queries, "
                 f"got {config.num_queries}"
             )
+    if config.accumulation > 1 and config.ema_decay > 0:
+        raise ValueError(
+            f"the weights' average advances with every batch, but with accumulation={config.accumulation} "
+            "they change with every update only; pass --policy.ema_decay=0 or --policy.accumulation=1"
+        )
     if not 0.0 <= config.warmup_fraction < 1.0:
         raise ValueError(f"warmup_fraction must lie in [0, 1), got {config.warmup_fraction}")
     if "{instruction}" not in config.prompt:

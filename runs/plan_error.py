@@ -1,0 +1,231 @@
+"""How far `vita-vla plan` is off on this CPU: predicted against measured memory and step time.
+
+    OMP_NUM_THREADS=1 python runs/plan_error.py            # writes results/plan/plan_error.json
+
+Configurations: the mini VLM at align and at finetune, and an InternVL of 8 layers x 512 with random weights
+at finetune with gradient checkpointing. Hardware: one core, 3 GiB. Takes about two minutes of CPU.
+
+Measured are real steps (forward, backward, update) in a process of their own. Memory: the highest resident
+memory (VmHWM) during the steps minus what was resident before the model was built, with an allocator that
+returns freed blocks at once (MALLOC_MMAP_THRESHOLD_). Time: CPU time of one thread, the fastest of several
+steps; single operations are measured between the steps, so that both see the same machine. Wall time is not
+used: on a busy machine it says nothing.
+
+Expected: every error below 0.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# The tests' builder makes a VLM with its processor on the spot, without a download.
+sys.path.insert(0, str(ROOT / "tests"))
+
+CONFIGURATIONS = {
+    "mini_align": {"vlm": "mini", "stage": "align", "batch_size": 32, "px": 96},
+    "mini_finetune": {"vlm": "mini", "stage": "finetune", "batch_size": 16, "px": 96},
+    "internvl_8x512_finetune_checkpointing": {
+        "vlm": "internvl",
+        "stage": "finetune",
+        "batch_size": 4,
+        "px": 224,
+        "gradient_checkpointing": True,
+    },
+}
+STATE, ACTIONS, CHUNK, WIDTH, CAMERAS = 4, 4, 3, 192, 1
+STEPS = 4
+TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 8000,
+    "initializer_range": 0.02,
+}
+VISION = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": [14, 14],
+}
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def child(name: str) -> dict:
+    """Predict and measure one configuration."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from lerobot_policy_vita_vla.contracts import ActionSpec
+    from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss
+    from lerobot_policy_vita_vla.training.plan import update_time
+    from lerobot_policy_vita_vla.training.plan_model import Task, _prompt, task_of_vlm
+    from lerobot_policy_vita_vla.training.plan_record import measure
+    from lerobot_policy_vita_vla.training.plan_step import Options, record_step
+    from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
+    from lerobot_policy_vita_vla.vla.align import align_loss
+    from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
+    from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
+    from lerobot_policy_vita_vla.vla.stages import apply_stage
+    from lerobot_policy_vita_vla.vla.vlm_files import load_processor, resolve_vlm
+    from tiny_vlms import build
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    made = CONFIGURATIONS[name]
+    size, trains = made["batch_size"], made["stage"] == "finetune"
+    task = task_of_vlm(
+        "mini",
+        cameras=CAMERAS,
+        image_px=made["px"],
+        state_dim=STATE,
+        action_dim=ACTIONS,
+        chunk_size=CHUNK,
+        width=WIDTH,
+    )
+    if made["vlm"] == "internvl":
+        with torch.device("meta"):
+            shapes, processor = build("internvl", text=TEXT, vision=VISION, image_size=made["px"])
+        tokens, patches = _prompt(shapes.config, processor, [(made["px"], made["px"])] * CAMERAS)
+        task = replace(task, name=name, vlm=shapes.config, prefix_tokens=tokens, patches=patches)
+    else:
+        processor = load_processor(resolve_vlm("mini"))
+    options = Options(
+        stage=made["stage"],
+        batch_size=size,
+        dtype="float32",
+        gradient_checkpointing=made.get("gradient_checkpointing", False),
+        on_gpu=False,
+    )
+    step = record_step(task, options)
+    before = resident("VmRSS")
+
+    vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
+    vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
+    backbone = VLMBackbone(vlm, processor)
+    spec = ActionSpec.from_dict(task.decoder["spec"])
+    network = VitaVLANetwork(
+        backbone=backbone,
+        state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
+        queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
+        mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
+        decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
+        chunk_size=CHUNK,
+    )
+    apply_stage(network.parts(), made["stage"])
+    backbone.cached = not trains
+    if options.gradient_checkpointing:
+        backbone.checkpoint_gradients()
+    network.train()
+    backbone.set_mode(trains)
+    learned = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4)
+    images = [torch.rand(size, 3, made["px"], made["px"]) for _ in range(CAMERAS)]
+    words, state = ["open the door"] * size, torch.randn(size, STATE)
+    action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
+    target = torch.randn(size, CHUNK, WIDTH)
+
+    def run() -> None:
+        features = network.features(images, words, state)
+        if trains:
+            raw = network.decoder(features)
+            loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
+        else:
+            loss, _ = align_loss(features, target, kind="mse")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    run()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident memory so far
+    run()
+    measured_bytes = resident("VmHWM") - before
+    # Shares of the operations' measurement between the steps, so that both see the same machine.
+    operations = sorted(step.calls, key=lambda o: -step.costs[o].bytes)
+    seconds, parts = [], [operations[i::STEPS] for i in range(STEPS)]
+    predicted = 0.0
+    for part in parts:
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+        predicted += sum(step.calls[o] * measure(o, "cpu") for o in part)
+    predicted += update_time(step, options, "cpu")
+    return {
+        "settings": made,
+        "predicted": {"memory_bytes": step.peak, "seconds": predicted},
+        "measured": {"memory_bytes": measured_bytes, "seconds": min(seconds), "all_seconds": seconds},
+        "error": {
+            "memory": abs(step.peak / measured_bytes - 1),
+            "seconds": abs(predicted / min(seconds) - 1),
+        },
+        "parts_bytes": {k: getattr(step, k) for k in ("weights", "gradients", "states", "kept")},
+        "parameters": step.parameters,
+        "task": {k: getattr(task, k) for k in Task.__dataclass_fields__ if k not in ("vlm", "decoder")},
+    }
+
+
+def main() -> None:
+    """Run each configuration in a process of its own and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=CONFIGURATIONS, help="print one configuration, write nothing")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "plan" / "plan_error.json")
+    parser.add_argument("--child", choices=CONFIGURATIONS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.child)))
+        return
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    found = {}
+    for name in [args.only] if args.only else CONFIGURATIONS:
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", name],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, json.dumps({k: found[name][k] for k in ("predicted", "measured", "error")}), flush=True)
+    if args.only:
+        return
+    largest = max(value for entry in found.values() for value in entry["error"].values())
+    result = {
+        "largest_error": round(largest, 4),
+        "configurations": found,
+        "command": "OMP_NUM_THREADS=1 python runs/plan_error.py",
+        "date": date.today().isoformat(),
+        "threads": 1,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers")}
+        | {"python": platform.python_version()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"largest error: {largest:.3f}")
+
+
+if __name__ == "__main__":
+    main()
