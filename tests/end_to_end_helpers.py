@@ -63,7 +63,8 @@ def noise_dataset(root: Path, *, cameras=(CAMERA,), actions: int = 4, size: int 
         for _ in range(8):
             frame = {key: generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for key in cameras}
             frame[STATE] = generator.uniform(-1, 1, 4).astype(np.float32)
-            frame[ACTION] = generator.uniform(-1, 1, actions).astype(np.float32)
+            # Within what the recording's gripper reaches, -1 to 0.6.
+            frame[ACTION] = generator.uniform(-0.6, 0.6, actions).astype(np.float32)
             dataset.add_frame({**frame, "task": task})
         dataset.save_episode()
     dataset.finalize()

@@ -140,6 +140,17 @@ def test_a_gripper_of_two_values_does_not_cost_an_expert_its_success(task):
     assert len(efforts) == 2 and min(efforts) == -1
 
 
+@pytest.mark.parametrize("task", ["door-open", "door-close", "button-press"])
+def test_asking_the_expert_changes_nothing(task):
+    env = SceneEnv(task, observation_size=16)
+    env.rendering = False
+    env.reset(seed=1)
+    before = env.privileged_state()
+    env.expert_action()
+    np.testing.assert_array_equal(env.privileged_state(), before)
+    env.close()
+
+
 def test_success_ends_an_episode_and_the_expert_reaches_it():
     env = SceneEnv("reach", observation_size=16)
     env.rendering = False

@@ -40,6 +40,7 @@ from end_to_end_helpers import (
 )
 from evaluation_helpers import comparable
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, check_loss
+from lerobot_policy_vita_vla.demos.metaworld import GRIPPER_CLOSED, GRIPPER_OPEN
 from lerobot_policy_vita_vla.evaluation.results import read_episodes
 from lerobot_policy_vita_vla.teacher.load import load_teacher
 from lerobot_policy_vita_vla.training.launch import run_training
@@ -264,7 +265,7 @@ def test_lerobot_rollout_drives_a_robot_whose_camera_has_another_name(finetune, 
     for action in ImaginaryArm.received:
         assert set(action) == set(ImaginaryArm.axes)
         assert np.isfinite(list(action.values())).all()
-        assert action["gripper.pos"] in (-1.0, 1.0)
+        assert action["gripper.pos"] in np.float32([GRIPPER_OPEN, GRIPPER_CLOSED])
 
 
 # --- ACT as the teacher
@@ -429,7 +430,7 @@ def test_cameras_are_settled_as_the_message_says(capsys, teacher, tmp_path):
     demos = noise_dataset(tmp_path / "demos", cameras=cameras)
     words = train_words("align", demos, tmp_path / "align", "--teacher", str(teacher))
     said = refusal(capsys, *words)
-    assert all(name in said for name in (CAMERA, *cameras))
+    assert all(name in said for name in (CAMERA, *cameras)), said
     flag = re.search(r"(--policy\.teacher_cameras)='(\{.*?\})'", said)
     settled = f"{flag[1]}={flag[2]}"
     assert "must name one of the data's cameras" in refusal(capsys, *words, settled.replace("left", "middle"))

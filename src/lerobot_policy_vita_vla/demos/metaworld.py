@@ -162,7 +162,8 @@ class SceneEnv(MetaworldEnv):
         with warnings.catch_warnings():
             # Meta-World warns that its experts' actions exceed [-1, 1]; they are clipped on the next line.
             warnings.simplefilter("ignore", UserWarning)
-            action = np.asarray(self.expert_policy.get_action(self._raw), dtype=np.float32)
+            # A copy: the experts of doors and buttons shift the object's position in what they are given.
+            action = np.asarray(self.expert_policy.get_action(self._raw.copy()), dtype=np.float32)
         action = np.clip(action, -1.0, 1.0)
         closed = GENTLE_GRIPS.get(self.task, GRIPPER_CLOSED)
         action[3] = closed if action[3] > 0 else GRIPPER_OPEN
