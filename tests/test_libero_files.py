@@ -1,6 +1,5 @@
 """LIBERO without LIBERO: names, protocols, the question on the terminal, missing assets. No simulator."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,48 +7,7 @@ import pytest
 from lerobot_policy_vita_vla.conversion import orient, orientation_between
 from lerobot_policy_vita_vla.demos import libero_install as install
 from lerobot_policy_vita_vla.demos import libero_suite as suite
-
-OBJECT = "pick_up_the_milk_and_place_it_in_the_basket"
-LONG = "LIVING_ROOM_SCENE10_put_both_pots_down"
-
-# What the real package does when it is imported: it asks, unless its config.yaml is there.
-ASKS = """
-import os
-folder = os.environ.get("LIBERO_CONFIG_PATH", os.path.expanduser("~/.libero"))
-if not os.path.exists(os.path.join(folder, "config.yaml")):
-    input("Do you want to specify a custom path for the dataset folder? (Y/N): ")
-_assets_path_cache = None
-"""
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A stand-in for hf-libero, a home of its own, and no variables of the machine's."""
-    root = tmp_path / "site" / "libero"
-    (root / "libero" / "benchmark").mkdir(parents=True)
-    (root / "libero" / "bddl_files").mkdir()
-    (root / "libero" / "init_files").mkdir()
-    (root / "__init__.py").write_text("")
-    (root / "libero" / "__init__.py").write_text(ASKS)
-    names = {name: [f"task {i}".replace(" ", "_") + name for i in range(10)] for name in suite.SUITES}
-    names["libero_object"][3], names["libero_10"][9] = OBJECT, LONG
-    (root / "libero" / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = {names!r}\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("LIBERO_CONFIG_PATH", "XDG_CACHE_HOME", install.ASSETS_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-        # So that what the code under test sets is taken back as well.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "libero"}
-    suite.task_names.cache_clear()
-    suite._own_names.cache_clear()
-    yield root / "libero"
-    for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
-        del sys.modules[name]
-    sys.modules.update(kept)
-    suite.task_names.cache_clear()
-    suite._own_names.cache_clear()
+from libero_helpers import OBJECT
 
 
 @pytest.fixture
@@ -61,7 +19,7 @@ def assets(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def test_names_of_tasks(package):
+def test_names_of_tasks(libero_package):
     assert suite.resolve_libero_tasks("libero_10_2,libero_object") == [
         "libero_10_2",
         *(f"libero_object_{i}" for i in range(10)),
@@ -81,7 +39,7 @@ def test_names_of_tasks(package):
         ("", "name at least one"),
     ],
 )
-def test_names_that_do_not_exist(package, word, said):
+def test_names_that_do_not_exist(libero_package, word, said):
     with pytest.raises(ValueError, match=said):
         suite.resolve_libero_tasks(word)
 
@@ -92,40 +50,40 @@ def test_without_the_package_the_message_is_the_command(monkeypatch):
         suite.package_folder()
 
 
-def test_nothing_is_asked_on_the_terminal(package, assets, monkeypatch):
+def test_nothing_is_asked_on_the_terminal(libero_package, assets, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("LIBERO asked"))
     assert install.prepare() == assets
     import libero.libero as imported
 
     assert imported._assets_path_cache == str(assets)
     config = install.cache_folder() / "config" / "config.yaml"
-    assert str(package / "bddl_files") in config.read_text()
+    assert str(libero_package / "bddl_files") in config.read_text()
     assert not (Path.home() / ".libero").exists()
 
 
-def test_a_configuration_of_another_installation_is_named(package, assets):
+def test_a_configuration_of_another_installation_is_named(libero_package, assets):
     file = Path.home() / ".libero" / "config.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(f"bddl_files: {package / 'bddl_files'}\ninit_states: /gone\n")
+    file.write_text(f"bddl_files: {libero_package / 'bddl_files'}\ninit_states: /gone\n")
     with pytest.raises(ValueError, match=rf"init_states.*rm {file}"):
         install.prepare()
 
 
-def test_missing_assets_name_the_places_and_the_command(package):
+def test_missing_assets_name_the_places_and_the_command(libero_package):
     with pytest.raises(ValueError, match="hf download lerobot/libero-assets") as told:
         install.find_assets()
-    for place in (package / "assets", install.download_folder()):
+    for place in (libero_package / "assets", install.download_folder()):
         assert str(place) in str(told.value)
 
 
-def test_a_named_folder_is_not_replaced_by_another(package, monkeypatch):
+def test_a_named_folder_is_not_replaced_by_another(libero_package, monkeypatch):
     install.download_folder().mkdir(parents=True)
     monkeypatch.setenv(install.ASSETS_VARIABLE, "/nowhere")
     with pytest.raises(ValueError, match="/nowhere"):
         install.find_assets()
 
 
-def test_partial_assets_name_the_files(package, assets):
+def test_partial_assets_name_the_files(libero_package, assets):
     (assets / "scenes").rmdir()
     with pytest.raises(ValueError, match="missing: scenes/"):
         install.find_assets()

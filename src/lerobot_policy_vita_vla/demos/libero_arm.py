@@ -1,0 +1,129 @@
+"""Moving LIBERO's hand by the actions that a policy has: displacements of an operational-space controller.
+
+Every movement is a generator of actions (7,): it looks at the world again after each one, so a disturbance is
+answered, and its return value says whether it arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from lerobot_policy_vita_vla.demos.libero_world import World
+
+Motion = Generator[np.ndarray, None, bool]
+
+OPEN, CLOSED = -1.0, 1.0
+
+GAIN = 12.0
+"""Action units per metre: a displacement of 8 cm or more is commanded at full speed."""
+
+INTEGRAL, INTEGRAL_LIMIT, INTEGRAL_WITHIN = 2.5, 0.5, 0.04
+"""Joint friction stops a purely proportional law one to two centimetres short of its goal."""
+
+TURN_GAIN, TURN_LIMIT = 2.0, 0.6
+
+STALLED_AFTER, STALLED_TURNING = 12, 20
+"""Steps without getting nearer after which a movement is as good as it gets."""
+
+DOWN = np.array([0.0, 0.0, -1.0])
+
+
+class Arm:
+    """The hand of one episode.
+
+    Args:
+        world: Its scene, just reset.
+
+    Attributes:
+        grip: Command of the gripper, `OPEN` or `CLOSED`.
+        upright: (3, 3) the start heading with the fingers pointing straight down.
+    """
+
+    def __init__(self, world: World):
+        self.world, self.grip = world, OPEN
+        heading = world.hand_rotation[:, 0]
+        heading = heading - (heading @ DOWN) * DOWN
+        heading /= np.linalg.norm(heading)
+        self.upright = np.stack([heading, np.cross(DOWN, heading), DOWN], axis=1)
+        self.rotation = self.upright
+
+    def command(self, move=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)) -> np.ndarray:
+        """One action."""
+        return np.clip(np.concatenate([move, turn, [self.grip]]), -1.0, 1.0).astype(np.float32)
+
+    def servo(
+        self,
+        target: np.ndarray,
+        rotation: np.ndarray | None = None,
+        *,
+        tolerance: float = 0.006,
+        turn_tolerance: float = 0.06,
+        steps: int = 70,
+        speed: float = 1.0,
+    ) -> Motion:
+        """Go to a position and orientation.
+
+        Args:
+            target: (3,) metres.
+            rotation: (3, 3); None keeps the last one asked for.
+            tolerance: Metres.
+            turn_tolerance: Radians.
+            steps: Give up after this many.
+            speed: Largest command.
+        """
+        if rotation is not None:
+            self.rotation = rotation
+        nearest, stalled, integral = np.inf, 0, np.zeros(3)
+        for _ in range(steps):
+            off = target - self.world.hand
+            turn = Rotation.from_matrix(self.rotation @ self.world.hand_rotation.T).as_rotvec()
+            distance, angle = np.linalg.norm(off), np.linalg.norm(turn)
+            if distance < tolerance and angle < turn_tolerance:
+                return True
+            stalled = stalled + 1 if distance > nearest - 4e-4 else 0
+            nearest = min(nearest, distance)
+            if stalled > (STALLED_AFTER if angle < turn_tolerance else STALLED_TURNING):
+                break
+            if distance < INTEGRAL_WITHIN:
+                integral = np.clip(integral + off * INTEGRAL, -INTEGRAL_LIMIT, INTEGRAL_LIMIT)
+            move = off * GAIN + integral
+            move *= min(1.0, speed / max(np.abs(move).max(), 1e-9))
+            yield self.command(move, np.clip(turn * TURN_GAIN, -TURN_LIMIT, TURN_LIMIT))
+        return bool(np.linalg.norm(target - self.world.hand) < 2 * tolerance)
+
+    def close(self) -> Motion:
+        """Close the gripper until it is still: the command ramps for 8 steps and the fingers lag behind."""
+        self.grip, last, still = CLOSED, self.world.opening, 0
+        for step in range(20):
+            yield self.command()
+            opening = self.world.opening
+            still = still + 1 if abs(opening - last) < 4e-4 else 0
+            last = opening
+            if step > 7 and still >= 2:
+                break
+        return True
+
+    def hold(self, steps: int) -> Motion:
+        """Stay."""
+        for _ in range(steps):
+            yield self.command()
+        return True
+
+    def open(self) -> Motion:
+        """Open the gripper; 8 steps are its ramp."""
+        self.grip = OPEN
+        return (yield from self.hold(8))
+
+    def facing(self, axis: np.ndarray) -> tuple[np.ndarray, float]:
+        """Upright orientation with the fingers along ``axis`` (2,), and the turn from the start heading.
+
+        The axis has no sign: of its two directions the nearer one is taken.
+        """
+        in_hand = self.world.hand_rotation.T @ self.world.finger_axis
+        now = self.upright @ in_hand
+        turn = np.arctan2(axis[1], axis[0]) - np.arctan2(now[1], now[0])
+        turn = (turn + np.pi / 2) % np.pi - np.pi / 2
+        return Rotation.from_rotvec([0.0, 0.0, turn]).as_matrix() @ self.upright, float(turn)

@@ -1,0 +1,211 @@
+"""A scripted expert for LIBERO: from the goal's predicates to movements, from simulator state.
+
+    goals of the task, in order -> a skill each: pick and place, drawer, knob -> one action per call
+
+It acts through the same seven numbers as a policy. Not every task has an expert: those whose goals need
+another skill are refused by name (`unknown_goals`); how often the others succeed is measured by
+runs/libero_experts.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
+from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, turn_knob
+from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+from lerobot_policy_vita_vla.demos.libero_world import World
+
+TRIES = 3
+"""Grasps of a thing before giving up."""
+
+LIFTED = 0.02
+"""Metres that a thing must have risen to count as held."""
+
+OPEN_ENOUGH = 0.10
+"""Metres that a drawer must stand open before something is put into it."""
+
+HIGHEST = 1.36
+"""Metres above the floor that the hand reaches with the fingers down."""
+
+SHELF_HEIGHT = 0.9
+"""Regions of the table lie here."""
+
+
+def unknown_goals(goals: list[list[str]]) -> list[str]:
+    """Goals for which there is no skill, as text; from predicates alone, without a simulator."""
+    return [
+        " ".join(goal)
+        for goal in goals
+        if goal[0].lower() not in ("on", "in", "open", "turnon")
+        # Putting something into a microwave needs a horizontal insertion.
+        or (goal[0].lower() == "in" and "microwave" in goal[2])
+    ]
+
+
+class Expert:
+    """The expert of one episode; its first call begins.
+
+    Args:
+        env: LIBERO's own environment, reset and settled.
+
+    Raises:
+        ValueError: If the task needs a skill that is missing.
+    """
+
+    def __init__(self, env):
+        self.world = World(env)
+        if missing := unknown_goals(self.world.goals):
+            raise ValueError(
+                f"the scripted expert has no skill for the goal {missing[0]!r}: leave the task out, or take "
+                "LIBERO's own demonstrations (docs/libero.md)"
+            )
+        self.arm = Arm(self.world)
+        self._motion = self._solve()
+
+    def action(self) -> np.ndarray:
+        """The next action (7,) float32 in [-1, 1]; stays when everything is done or it has given up."""
+        return next(self._motion)
+
+    def _solve(self):
+        for goal in self.world.goals:
+            if not (yield from self._skill(*goal)):
+                break
+        while True:
+            yield self.arm.command()
+
+    def _skill(self, predicate: str, name: str, where: str = "") -> Motion:
+        predicate = predicate.lower()
+        if predicate == "open":
+            return (yield from open_drawer(self.arm, name))
+        if predicate == "turnon":
+            return (yield from turn_knob(self.arm, name))
+        if predicate == "in" and "basket" in where:
+            return (yield from self._into_basket(name, where))
+        if where in self.world.bodies:
+            return (yield from self._onto_thing(name, where))
+        if predicate == "in":
+            return (yield from self._into_drawer(name, where))
+        return (yield from self._onto_region(name, where))
+
+    def _into_basket(self, name: str, region: str) -> Motion:
+        world = self.world
+        basket = world.points(world.region_owner(region) or region.removesuffix("_contain_region"))
+        rim, middle = basket[:, 2].max(), (basket[:, :2].min(0) + basket[:, :2].max(0)) / 2
+        tall = np.ptp(world.points(name)[:, 2])
+        if not (yield from self._pick(name, rim + 0.055 + tall / 2)):
+            return False
+        yield from self._clear(name, rim + 0.03)
+        # Tall cartons can stay wedged on the opened fingers: set them down inside instead of dropping them.
+        below_hand = world.hand[2] - world.points(name)[:, 2].min()
+        height = max(rim - 0.11, min(rim - 0.06, rim - 0.02 - below_hand))
+        return (yield from self._place(name, middle, height))
+
+    def _onto_thing(self, name: str, target: str) -> Motion:
+        world = self.world
+        start, goal = world.position(name)[:2], world.position(target)[:2]
+        shape = world.points(target)
+        near = np.linalg.norm(shape[:, :2] - goal, axis=1) < 0.04
+        base = shape[near, 2].max() if near.any() else shape[:, 2].max()
+        high = max(_highest_between(world.obstacles(name, target), start, goal), shape[:, 2].max())
+        tall = np.ptp(world.points(name)[:, 2])
+        if not (yield from self._pick(name, high + tall + 0.05)):
+            return False
+        yield from self._clear(name, high + 0.025)
+        return (yield from self._place(name, goal, base + 0.006))
+
+    def _onto_region(self, name: str, region: str) -> Motion:
+        world = self.world
+        centre, owner = world.site(region), world.region_owner(region)
+        base = SHELF_HEIGHT if owner is None else centre[2]
+        on_top = "top_side" in region
+        if owner is not None and (on_top or "cook" in region):
+            shape = world.points(owner)
+            near = np.linalg.norm(shape[:, :2] - centre[:2], axis=1) < 0.05
+            base = max(centre[2], shape[near, 2].max()) if near.any() else centre[2]
+        high = max(base, world.obstacles(name)[:, 2].max()) if on_top else base + 0.08
+        tall = np.ptp(world.points(name)[:, 2])
+        if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST))):
+            return False
+        yield from self._clear(name, high + 0.02)
+        return (yield from self._place(name, centre[:2], base + 0.004))
+
+    def _into_drawer(self, name: str, region: str) -> Motion:
+        world = self.world
+        joint = world.region_joint(region)
+        shut = joint is not None and abs(world.joint_value(joint)) < OPEN_ENOUGH
+        if shut and not (yield from open_drawer(self.arm, region, 0.155)):
+            return False
+        owner = world.region_owner(region)
+        high = (world.points(owner) if owner else world.obstacles(name))[:, 2].max()
+        if not (yield from self._pick(name, high + 0.10)):
+            return False
+        yield from self._clear(name, high + 0.02)
+        centre = world.site(region)
+        return (yield from self._place(name, centre[:2], centre[2]))
+
+    def _pick(self, name: str, lift: float) -> Motion:
+        arm, world = self.arm, self.world
+        for attempt in range(TRIES):
+            ways = grasps(world, arm, name)
+            if not ways:
+                return False
+            # Later attempts take clearly different grasps, not the neighbours of the one that failed.
+            way = ways[min(3 * attempt, len(ways) - 1)]
+            above = max(world.points(name)[:, 2].max() + 0.06, way.height + 0.09)
+            if attempt:
+                yield from arm.open()
+                up = np.array([*world.hand[:2], max(above, world.hand[2])])
+                yield from arm.servo(up, steps=25, tolerance=0.02)
+            travel = max(above, min(world.hand[2], above + 0.1))
+            over = np.array([*way.xy, travel])
+            yield from arm.servo(over, way.rotation, tolerance=0.02, turn_tolerance=0.12)
+            over[2] = above - 0.03
+            yield from arm.servo(over, way.rotation, tolerance=0.008, turn_tolerance=0.05, steps=40)
+            over[2] = way.height
+            yield from arm.servo(over, way.rotation, steps=45, speed=0.55)
+            yield from arm.close()
+            before = world.position(name)[2]
+            up = np.array([*world.hand[:2], max(lift, way.height + 0.05)])
+            yield from arm.servo(up, tolerance=0.02, steps=45, speed=0.8)
+            if world.position(name)[2] > before + LIFTED:
+                return True
+        return False
+
+    def _clear(self, name: str, height: float) -> Motion:
+        """Raise what is held until its lowest point is above ``height``."""
+        needed = height - self.world.points(name)[:, 2].min()
+        if needed > 0:
+            yield from self.arm.servo(self.world.hand + [0, 0, needed], tolerance=0.015, steps=25)
+        return True
+
+    def _place(self, name: str, xy: np.ndarray, height: float) -> Motion:
+        """Carry a held thing over ``xy``, lower it until its lowest point is at ``height``, let go."""
+        arm, world = self.arm, self.world
+
+        def over(z: float) -> np.ndarray:
+            return np.array([*(world.hand[:2] + xy - world.position(name)[:2]), z])
+
+        travel = world.hand[2]
+        yield from arm.servo(over(travel), tolerance=0.015, steps=80)
+        yield from arm.servo(over(travel), steps=20)
+        for _ in range(3):
+            drop = world.points(name)[:, 2].min() - height
+            if drop < 0.006:
+                break
+            yield from arm.servo(over(world.hand[2] - drop), steps=30, speed=0.6)
+        yield from arm.open()
+        yield from arm.servo(world.hand + [0, 0, 0.10], steps=15, tolerance=0.02)
+        return (yield from arm.hold(3))
+
+
+def _highest_between(points: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
+    """Highest point near the straight way from ``start`` to ``goal``; 0 if there is none."""
+    if not len(points):
+        return 0.0
+    way = goal - start
+    length = np.linalg.norm(way) + 1e-9
+    along = (points[:, :2] - start) @ way / length
+    side = np.abs((points[:, :2] - start) @ np.array([-way[1], way[0]])) / length
+    near = (along > -0.05) & (along < length + 0.05) & (side < 0.12)
+    return float(points[near, 2].max()) if near.any() else 0.0
