@@ -41,7 +41,9 @@ fi
   a.two_stage_minus_only_ft=ablation:only_finetune@300 \
   a.two_stage_minus_only_ft_30=ablation:only_finetune@30 \
   a.two_stage_minus_only_ft_100=ablation:only_finetune@100 \
-  a.two_stage_minus_only_ft_equal_compute=ablation:only_finetune_equal_compute@300
+  a.two_stage_minus_only_ft_equal_compute=ablation:only_finetune_equal_compute@300 \
+  a.two_stage_minus_only_ft_equal_compute_100=ablation:only_finetune_equal_compute@100 \
+  a.two_stage_minus_only_ft_equal_compute_30=ablation:only_finetune_equal_compute@30
 .venv/bin/python scripts/plot_budgets.py results/budgets
 .venv/bin/vita-vla report "$RUN"
 .venv/bin/python scripts/readme_tables.py
