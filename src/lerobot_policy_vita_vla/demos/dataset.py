@@ -14,33 +14,30 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from lerobot_policy_vita_vla.contracts import EXECUTED_ACTION, PRIVILEGED_STATE
 from lerobot_policy_vita_vla.demos.expert import Demonstration
-from lerobot_policy_vita_vla.demos.suite import CONTROL_HZ
+from lerobot_policy_vita_vla.demos.scenes import METAWORLD, Scenes
 
-IMAGE, STATE, ACTION = "observation.image", "observation.state", "action"
-STATE_NAMES = ["hand_x", "hand_y", "hand_z", "gripper_opening"]
-ACTION_NAMES = ["x", "y", "z", "gripper"]
-ACTION_MEANING = {
-    "x, y, z": "hand displacement in [-1, 1], 1 = 1 cm per step, world axes",
-    "gripper": "-1 opens, +1 closes",
-}
+STATE, ACTION = "observation.state", "action"
 
 
-def features(observation_size: int) -> dict[str, dict]:
-    """LeRobot's feature table for a recording with pictures of ``observation_size`` pixels."""
+def features(scenes: Scenes, observation_size: int) -> dict[str, dict]:
+    """LeRobot's feature table for a recording of a suite with pictures of ``observation_size`` pixels."""
 
-    def vector(size: int, names: list[str] | None = None) -> dict:
-        return {"dtype": "float32", "shape": (size,), "names": names}
+    def vector(size: int, names: tuple[str, ...] | None = None) -> dict:
+        return {"dtype": "float32", "shape": (size,), "names": list(names) if names else None}
 
-    picture = (observation_size, observation_size, 3)
-    return {
-        IMAGE: {"dtype": "image", "shape": picture, "names": ["height", "width", "channels"]},
-        STATE: vector(4, STATE_NAMES),
-        PRIVILEGED_STATE: vector(39),
-        ACTION: vector(4, ACTION_NAMES),
-        EXECUTED_ACTION: vector(4, ACTION_NAMES),
-    }
+    shape = (observation_size, observation_size, 3)
+    picture = {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
+    table = {camera: dict(picture) for camera in scenes.cameras.values()}
+    table[STATE] = vector(scenes.state_dim, scenes.state_names)
+    if scenes.privileged_dim is not None:
+        table[PRIVILEGED_STATE] = vector(scenes.privileged_dim)
+    table[ACTION] = vector(scenes.action_dim, scenes.action_names)
+    table[EXECUTED_ACTION] = vector(scenes.action_dim, scenes.action_names)
+    return table
 
 
 class DatasetWriter:
@@ -50,22 +47,28 @@ class DatasetWriter:
         root: Folder of the dataset; must not exist.
         repo_id: Its name on the hub, should it be pushed.
         observation_size: Height and width of pictures, pixels.
+        scenes: The suite that was recorded.
     """
 
-    def __init__(self, root: Path, *, repo_id: str, observation_size: int):
+    def __init__(self, root: Path, *, repo_id: str, observation_size: int, scenes: Scenes = METAWORLD):
         from lerobot.datasets import LeRobotDataset
 
+        self._scenes = scenes
         self._dataset = LeRobotDataset.create(
             repo_id=repo_id,
-            fps=CONTROL_HZ,
+            fps=scenes.control_hz,
             root=root,
-            features=features(observation_size),
-            robot_type="sawyer",
+            features=features(scenes, observation_size),
+            robot_type=scenes.robot,
             use_videos=False,
         )
 
     def append(self, demonstration: Demonstration, instruction: str) -> None:
         """Write one episode.
+
+        Args:
+            demonstration: Of the suite that was named.
+            instruction: What the robot is told.
 
         Raises:
             OSError: If the disk has no room for it.
@@ -73,11 +76,22 @@ class DatasetWriter:
         # LeRobot only logs a picture that it could not write, and would store what there is of it.
         if shutil.disk_usage(self._dataset.root).free < 2 * demonstration.pictures.nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._dataset.root))
-        columns = (IMAGE, STATE, PRIVILEGED_STATE, ACTION, EXECUTED_ACTION)
+        columns = self._columns(demonstration)
         with _quiet_progress_bars():
-            for frame in zip(*demonstration, strict=True):
+            for frame in zip(*columns.values(), strict=True):
                 self._dataset.add_frame({**dict(zip(columns, frame, strict=True)), "task": instruction})
             self._dataset.save_episode()
+
+    def _columns(self, demonstration: Demonstration) -> dict[str, np.ndarray]:
+        cameras, scenes = list(self._scenes.cameras.values()), self._scenes
+        pictures = demonstration.pictures
+        columns = {cameras[0]: pictures}
+        if len(cameras) > 1:
+            columns = {camera: pictures[:, number] for number, camera in enumerate(cameras)}
+        columns[STATE] = demonstration.state
+        if scenes.privileged_dim is not None:
+            columns[PRIVILEGED_STATE] = demonstration.environment_state
+        return {**columns, ACTION: demonstration.action, EXECUTED_ACTION: demonstration.executed_action}
 
     def finish(self) -> dict:
         """Close the files; returns the dataset's statistics."""

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
+
 
 @dataclass(frozen=True)
 class Disturbance:
@@ -49,7 +51,7 @@ class Attempt:
     """One try at one demonstration: everything a worker process needs to know.
 
     Args:
-        task: Meta-World task name.
+        task: Task name.
         number: Counts the attempts at this task from 0.
         seed: Initial state.
         quality: Key of `suite.RENDER_QUALITIES`.
@@ -58,6 +60,8 @@ class Attempt:
         max_steps: Steps after which the attempt counts as failed.
         tail_steps: Steps recorded after the first success.
         folder: Where the result goes.
+        suite: Name of the suite (`scenes.scenes_of`).
+        protocol: LIBERO: key of `libero_suite.PROTOCOLS`.
     """
 
     task: str
@@ -69,6 +73,8 @@ class Attempt:
     max_steps: int
     tail_steps: int
     folder: str
+    suite: str = "metaworld"
+    protocol: str | None = None
 
     @property
     def path(self) -> Path:
@@ -86,15 +92,15 @@ class Demonstration(NamedTuple):
     """T frames; what is seen at a frame and what the expert wants there."""
 
     pictures: np.ndarray
-    """(T, size, size, 3) uint8."""
+    """(T, size, size, 3) uint8; of N > 1 cameras (T, N, size, size, 3), in the order of `Scenes.cameras`."""
     state: np.ndarray
-    """(T, 4) float32, as the policy sees it."""
+    """(T, S) float32, as the policy sees it."""
     environment_state: np.ndarray
-    """(T, 39) float32, privileged."""
+    """(T, P) float32, privileged; P = 0 where a suite's tasks differ in it."""
     action: np.ndarray
-    """(T, 4) float32: the expert's undisturbed answer."""
+    """(T, A) float32: the expert's undisturbed answer."""
     executed_action: np.ndarray
-    """(T, 4) float32: what the arm did."""
+    """(T, A) float32: what the arm did."""
 
 
 def run_attempt(attempt: Attempt) -> bool:
@@ -104,7 +110,9 @@ def run_attempt(attempt: Attempt) -> bool:
     Files appear whole or not at all, so a stopped recording can go on from what is there.
     """
     attempt.path.parent.mkdir(parents=True, exist_ok=True)
-    env = _environment(attempt.task, attempt.quality, attempt.observation_size)
+    env = _environment(
+        attempt.suite, attempt.task, attempt.quality, attempt.observation_size, attempt.protocol
+    )
     demonstration = demonstrate(env, attempt)
     unfinished = attempt.path.with_suffix(".part")
     try:
@@ -127,9 +135,9 @@ def load_demonstration(path: Path) -> Demonstration:
 
 
 def demonstrate(env, attempt: Attempt) -> Demonstration | None:
-    """Let the expert act in ``env`` (a `SceneEnv`); None if it does not succeed within ``max_steps``."""
+    """Let the expert act in a scene; None if it does not succeed within ``max_steps``."""
     rng = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode())])
-    noise = attempt.disturbance
+    noise, scenes = attempt.disturbance, scenes_of(attempt.suite)
     level = noise.levels[attempt.number % len(noise.levels)]
     frames, kick_left, kick, succeeded_at = [], 0, np.zeros(3), None
     env.rendering = True
@@ -142,9 +150,10 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
             kick_left, kick = noise.kick_steps, rng.uniform(-1.0, 1.0, 3)
         if kick_left > 0:
             executed[:3], kick_left = kick, kick_left - 1
-        frames.append(
-            (observation["pixels"], observation["agent_pos"], env.privileged_state(), action, executed)
-        )
+        seen = [observation[key] for key in scenes.cameras]
+        pictures = seen[0] if len(seen) == 1 else np.stack(seen)
+        known = env.privileged_state() if scenes.privileged_dim is not None else np.zeros(0)
+        frames.append((pictures, observation[STATE], known, action, executed))
         observation, _, success, _, _ = env.step(executed)
         if success and succeeded_at is None:
             succeeded_at = step
@@ -157,9 +166,7 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
 
 
 @lru_cache(maxsize=2)
-def _environment(task: str, quality: str, observation_size: int):
+def _environment(suite: str, task: str, quality: str, observation_size: int, protocol: str | None):
     # Building a simulator costs as much as a demonstration; a worker keeps the task it is at and the one
     # before.
-    from lerobot_policy_vita_vla.demos.metaworld import SceneEnv
-
-    return SceneEnv(task, quality=quality, observation_size=observation_size)
+    return make_scene(suite, task, quality=quality, observation_size=observation_size, protocol=protocol)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.demos.expert import Attempt, Disturbance
-from lerobot_policy_vita_vla.demos.suite import SUITE
+from lerobot_policy_vita_vla.demos.scenes import METAWORLD, default_length, scenes_of, suite_of_tasks
 
 MAX_STEPS = 260
 """Our choice: an expert that needs longer is lost, not recovering; nine of ten attempts at ten tasks end
@@ -28,18 +28,23 @@ def recording_settings(
     observation_size: int,
     seed: int,
     disturbance: Disturbance | None,
+    protocol: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides what ends up in the dataset, as JSON."""
+    scenes = scenes_of(suite_of_tasks(",".join(tasks)))
+    noise = disturbance or Disturbance(levels=scenes.noise, kick_chance=scenes.kick_chance)
+    limit = MAX_STEPS if scenes.name == METAWORLD.name else default_length(scenes.name, tasks, protocol)
     return {
-        "suite": SUITE,
+        "suite": scenes.name,
         "tasks": tasks,
         "episodes_per_task": episodes_per_task,
         "quality": quality,
         "observation_size": observation_size,
         "seed": seed,
-        "noise": (disturbance or Disturbance()).to_dict(),
-        "max_steps": MAX_STEPS,
+        "noise": noise.to_dict(),
+        "max_steps": limit,
         "tail_steps": TAIL_STEPS,
+        **({"protocol": protocol} if protocol else {}),
     }
 
 
@@ -48,7 +53,7 @@ class TaskPlan:
     """Which attempts of one task are known, running and still needed.
 
     Args:
-        task: Meta-World task name.
+        task: Task name.
         settings: See `recording_settings`.
         folder: Scratch folder; attempts that finished there in an earlier run count.
     """
@@ -93,6 +98,8 @@ class TaskPlan:
             max_steps=s["max_steps"],
             tail_steps=s["tail_steps"],
             folder=self.folder,
+            suite=s["suite"],
+            protocol=s.get("protocol"),
         )
 
     def next_attempt(self) -> Attempt | None:

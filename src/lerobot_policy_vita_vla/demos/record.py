@@ -25,19 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo, statistics_hash
-from lerobot_policy_vita_vla.demos.dataset import ACTION_MEANING, DatasetWriter
+from lerobot_policy_vita_vla.demos import scenes as suites
+from lerobot_policy_vita_vla.demos.dataset import DatasetWriter
 from lerobot_policy_vita_vla.demos.expert import Disturbance, load_demonstration, run_attempt
 from lerobot_policy_vita_vla.demos.gl import ensure_gl
+from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
 from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings, refuse_differences
-from lerobot_policy_vita_vla.demos.suite import (
-    CAMERA,
-    CONTROL_HZ,
-    OBSERVATION_SIZE,
-    SUITE,
-    check_quality,
-    resolve_tasks,
-    task_descriptions,
-)
+from lerobot_policy_vita_vla.demos.suite import OBSERVATION_SIZE
 from lerobot_policy_vita_vla.demos.workers import worker_pool
 
 logger = logging.getLogger(__name__)
@@ -49,28 +43,30 @@ def record(
     root: str | Path,
     *,
     quality: str = "light",
-    observation_size: int = OBSERVATION_SIZE,
-    seed: int = 0,
+    observation_size: int | None = None,
+    seed: int | None = None,
     workers: int | None = None,
     disturbance: Disturbance | None = None,
     repo_id: str | None = None,
     progress: bool = True,
     on_attempt: Callable[[int, int], None] | None = None,
+    protocol: str | None = None,
 ) -> RecordingInfo:
     """Record demonstrations, or return at once if ``root`` already holds exactly this recording.
 
     Args:
-        tasks: Task names or groups (`suite.resolve_tasks`).
+        tasks: Task names or groups of one suite (`scenes.resolve`).
         episodes_per_task: Successful episodes to keep for each task.
         root: Folder of the new LeRobotDataset.
-        quality: Key of `suite.RENDER_QUALITIES`.
-        observation_size: Height and width of pictures, pixels.
-        seed: Seed of each task's first attempt. Keep it away from evaluation's seeds.
+        quality: Key of `suite.RENDER_QUALITIES` or `libero_suite.LIBERO_QUALITIES`.
+        observation_size: Height and width of pictures, pixels; None is the suite's or the protocol's.
+        seed: Seed of each task's first attempt; None is the suite's. Keep it away from evaluation's seeds.
         workers: Simulator processes; None takes one per core, at most 8; 1 runs inside this process.
         disturbance: How the expert is disturbed; None takes the defaults.
         repo_id: Name for the hub; None derives it from the folder's name.
         progress: Show a progress bar.
         on_attempt: Called with (attempts finished, episodes written) after every finished attempt.
+        protocol: LIBERO: key of `libero_suite.PROTOCOLS`; None is ``"lerobot"``.
 
     Returns:
         What was recorded, as stored in ``meta/vita_vla.json``.
@@ -80,16 +76,25 @@ def record(
             fails too often.
         OSError: If the disk is full; nothing that was finished is lost.
     """
-    names = resolve_tasks(tasks if isinstance(tasks, str) else ",".join(tasks))
+    spec = tasks if isinstance(tasks, str) else ",".join(tasks)
+    scenes = suites.scenes_of(suites.suite_of_tasks(spec))
+    names = suites.resolve(scenes.name, spec)
+    if scenes.name == suites.LIBERO.name:
+        protocol = protocol or "lerobot"
+        observation_size = observation_size or find_protocol(protocol).image_size
+    suites.check_look(scenes.name, quality, protocol)
+    observation_size = observation_size or OBSERVATION_SIZE
+    seed = scenes.demo_seed if seed is None else seed
     if episodes_per_task < 1:
         raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
     root = Path(root)
     settings = recording_settings(
-        names, episodes_per_task, check_quality(quality), observation_size, seed, disturbance
+        names, episodes_per_task, quality, observation_size, seed, disturbance, protocol
     )
     if root.exists():
         return _finished_recording(root, settings)
     scratch = root.with_name(root.name + ".recording")
+    suites.check_ready(scenes.name)
     # Here, so that workers inherit the choice instead of each making and announcing it.
     ensure_gl()
     _open_scratch(scratch, settings)
@@ -97,10 +102,14 @@ def record(
     count = min(os.cpu_count() or 1, 8) if workers is None else workers
     try:
         with _bar(len(names) * episodes_per_task, progress) as bar:
-            writer = _Writer(
-                scratch / "dataset", repo_id or f"local/{root.name}", observation_size, plans, bar
+            dataset = DatasetWriter(
+                _emptied(scratch / "dataset"),
+                repo_id=repo_id or f"local/{root.name}",
+                scenes=scenes,
+                observation_size=observation_size,
             )
-            _run(plans, writer, count, on_attempt)
+            writer = _Writer(dataset, scenes.name, plans, bar)
+            _run(plans, writer, count, on_attempt, scenes.module)
             info = _describe(settings, plans, writer.dataset.finish())
     except KeyboardInterrupt:
         _explain(scratch, plans, "interrupted")
@@ -126,10 +135,8 @@ def record(
 class _Writer:
     """Appends demonstrations in their final order: task by task, by attempt."""
 
-    def __init__(self, root: Path, repo_id: str, observation_size: int, plans: list[TaskPlan], bar):
-        # Left over from a recording that was stopped.
-        shutil.rmtree(root, ignore_errors=True)
-        self.dataset = DatasetWriter(root, repo_id=repo_id, observation_size=observation_size)
+    def __init__(self, dataset: DatasetWriter, suite: str, plans: list[TaskPlan], bar):
+        self.dataset, self._suite = dataset, suite
         self.written = 0
         self._bar = bar
         self._plans = plans
@@ -147,7 +154,8 @@ class _Writer:
             self._position = (index + 1, 0)
             return True
         if plan.outcomes[number]:
-            self.dataset.append(load_demonstration(plan.attempt(number).path), task_descriptions()[plan.task])
+            demonstration = load_demonstration(plan.attempt(number).path)
+            self.dataset.append(demonstration, suites.instruction(self._suite, plan.task))
             self.written += 1
             self._bar.update(1)
         failed = sum(p.tried - p.kept for p in self._plans)
@@ -156,9 +164,15 @@ class _Writer:
         return True
 
 
-def _run(plans: list[TaskPlan], writer: _Writer, workers: int, on_attempt) -> None:
+def _emptied(root: Path) -> Path:
+    # Left over from a recording that was stopped.
+    shutil.rmtree(root, ignore_errors=True)
+    return root
+
+
+def _run(plans: list[TaskPlan], writer: _Writer, workers: int, on_attempt, module: str) -> None:
     jobs: dict[Future, tuple[TaskPlan, int]] = {}
-    with worker_pool(workers, "lerobot_policy_vita_vla.demos.metaworld") as pool:
+    with worker_pool(workers, module) as pool:
         while True:
             # Twice as many jobs as workers keeps them busy while this process writes an episode.
             for plan in plans:
@@ -179,24 +193,31 @@ def _run(plans: list[TaskPlan], writer: _Writer, workers: int, on_attempt) -> No
 
 def _describe(settings: dict[str, Any], plans: list[TaskPlan], stats: dict) -> RecordingInfo:
     tasks: dict[str, str] = {}
+    scenes, size = suites.scenes_of(settings["suite"]), settings["observation_size"]
+    protocol = settings.get("protocol")
+    declared = {}
+    if protocol:
+        conventions = suites.conventions(scenes.name, size, protocol)
+        declared = {"conventions": conventions.to_dict(), "image_orientation": conventions.image_orientation}
     for plan in plans:
-        instruction = task_descriptions()[plan.task]
+        instruction = suites.instruction(scenes.name, plan.task)
         tasks[instruction] = f"{tasks[instruction]},{plan.task}" if instruction in tasks else plan.task
     return RecordingInfo(
-        suite=SUITE,
+        suite=scenes.name,
         tasks=tasks,
         quality=settings["quality"],
-        observation_size=settings["observation_size"],
-        control_hz=CONTROL_HZ,
-        camera=CAMERA,
-        action_meaning=dict(ACTION_MEANING),
+        observation_size=size,
+        control_hz=scenes.control_hz,
+        camera=scenes.camera,
+        action_meaning=dict(scenes.action_meaning),
         seeds={p.task: [settings["seed"], settings["seed"] + p.tried - 1] for p in plans},
         kept={p.task: p.kept for p in plans},
         tried={p.task: p.tried for p in plans},
         noise=settings["noise"],
-        versions={name: version(name) for name in ("lerobot", "metaworld", "mujoco", "numpy")},
+        versions={name: version(name) for name in scenes.packages},
         statistics_hash=statistics_hash(stats),
         settings=settings,
+        **declared,
     )
 
 

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lerobot_policy_vita_vla.demos.suite import task_descriptions
+from lerobot_policy_vita_vla.demos.scenes import STATE, instruction, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
-from lerobot_policy_vita_vla.evaluation.predictor import PICTURE, STATE
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +51,16 @@ def settle_batch(
         ValueError: If the policy cannot predict from the simulator's observations at all.
     """
     generator = np.random.default_rng(0)
-    size, words = manifest.observation_size, task_descriptions()
+    size, scenes = manifest.observation_size, scenes_of(manifest.suite)
+    words = {task: instruction(scenes.name, task) for task in manifest.tasks}
     lead = () if history == 1 else (history,)
 
     def observe(task: str) -> dict[str, Any]:
-        picture = generator.integers(0, 256, (*lead, size, size, 3), dtype=np.uint8)
-        seen = {PICTURE: picture, STATE: generator.uniform(-0.2, 0.6, (*lead, 4)), "task": words[task]}
+        seen: dict[str, Any] = {
+            key: generator.integers(0, 256, (*lead, size, size, 3), dtype=np.uint8) for key in scenes.cameras
+        }
+        seen[STATE] = generator.uniform(-0.2, 0.6, (*lead, scenes.state_dim))
+        seen["task"] = words[task]
         if history > 1:
             # Episodes are at different steps, so the rows of a call have histories of different lengths.
             seen[f"{STATE}_is_pad"] = np.arange(history) < generator.integers(0, history)
@@ -72,8 +75,8 @@ def settle_batch(
     except Exception as error:
         raise ValueError(
             f"the policy cannot predict from what the simulator shows ({type(error).__name__}: {error}). "
-            "It gets observation.image, observation.state and task; if it needs a queue of its own, use "
-            "`lerobot-eval --policy.path=... --env.type=vita_metaworld`"
+            f"It gets {', '.join(scenes.cameras.values())}, observation.state and task; if it needs a queue "
+            "of its own, use `lerobot-eval --policy.path=... --env.type=...`"
         ) from error
     torch.manual_seed(2)
     if not np.array_equal(alone, predict([mine])):

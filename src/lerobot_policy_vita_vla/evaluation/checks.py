@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
 from lerobot_policy_vita_vla.conversion import Conversion, plan_conversion
-from lerobot_policy_vita_vla.demos.replay_metaworld import metaworld_conventions
-from lerobot_policy_vita_vla.demos.suite import CONTROL_HZ
+from lerobot_policy_vita_vla.demos.scenes import LIBERO, conventions, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 from lerobot_policy_vita_vla.evaluation.results import RUN_FILE
 
@@ -56,14 +56,21 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
         )
         return
     info = RecordingInfo.from_dict(recording)
-    found = info.picture_differences(
+    suite, quality = _own_words(info)
+    found = replace(info, suite=suite, quality=quality).picture_differences(
         {
             "suite": manifest.suite,
             "quality": manifest.quality,
             "observation_size": manifest.observation_size,
-            "control_hz": CONTROL_HZ,
+            "control_hz": scenes_of(manifest.suite).control_hz,
         }
     )
+    trained_under = info.settings.get("protocol")
+    if trained_under and manifest.protocol and trained_under != manifest.protocol:
+        found.append(
+            f"protocol: demonstrations were made under {trained_under!r}, the manifest plays "
+            f"{manifest.protocol!r}; results under two protocols are not comparable"
+        )
     if conversion := conversion_of(recording, manifest):
         try:
             plan_conversion(conversion.policy, conversion.world)
@@ -86,7 +93,8 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
         raise ValueError(
             f"the policy was trained on something else than this manifest plays:\n  {lines}\n"
             f"Make the manifest with quality={info.quality!r}, observation_size={info.observation_size} "
-            "and fresh seeds, or pass allow_other_recording=True if measuring exactly this is the point"
+            f"{f'protocol={trained_under!r} ' if trained_under else ''}and fresh seeds, or pass "
+            "allow_other_recording=True (--allow-differences) if measuring exactly this is the point"
         )
     logger.warning("evaluating although the recording differs:\n  %s", lines)
 
@@ -103,7 +111,14 @@ def conversion_of(recording: Mapping[str, Any], manifest: Manifest) -> Conversio
     if not recording.get("conventions"):
         return None
     policy = Conventions.from_dict(recording["conventions"])
-    return Conversion(policy, metaworld_conventions(manifest.observation_size))
+    return Conversion(policy, conventions(manifest.suite, manifest.observation_size, manifest.protocol))
+
+
+def _own_words(info: RecordingInfo) -> tuple[str, str]:
+    # Seer's imported checkpoints name one of LIBERO's suites, and call the simulator's own pictures original.
+    if not info.suite.startswith(LIBERO.name):
+        return info.suite, info.quality
+    return LIBERO.name, "standard" if info.quality == "original" else info.quality
 
 
 def check_same_run(folder: Path, wanted: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:

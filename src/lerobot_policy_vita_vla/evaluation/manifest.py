@@ -14,24 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lerobot_policy_vita_vla.demos.suite import (
-    EPISODE_LENGTH,
-    MAX_EPISODE_LENGTH,
-    OBSERVATION_SIZE,
-    SUITE,
-    check_quality,
-    resolve_tasks,
-)
+from lerobot_policy_vita_vla.demos import scenes
+from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
+from lerobot_policy_vita_vla.demos.suite import OBSERVATION_SIZE, SUITE
 from lerobot_policy_vita_vla.evaluation.results import write_json
 
 VERSION = 1
-SEED = 50_000
+SEED = scenes.METAWORLD.seed
 """First evaluation seed, far from the seeds of recorded demonstrations (our choice)."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: ``id`` is ``<task>/<seed>``; the seed also drives a stochastic policy's random numbers."""
+    """One episode: ``id`` is ``<task>/<seed>``; the seed also drives a stochastic policy's random numbers.
+
+    On LIBERO seeds 0..49 are the indices of the official initial states.
+    """
 
     id: str
     task: str
@@ -43,10 +41,12 @@ class Manifest:
     """Which episodes are played, and what the camera shows.
 
     Attributes:
-        quality: Key of `demos.suite.RENDER_QUALITIES`.
+        quality: Key of `demos.suite.RENDER_QUALITIES`, or `demos.libero_suite.LIBERO_QUALITIES`.
         observation_size: Height and width of the pictures, pixels.
         episode_length: Steps after which an episode counts as failed.
         episodes: In the order in which they are handed out.
+        suite: ``"metaworld"`` or ``"libero"``.
+        protocol: Key of `demos.libero_suite.PROTOCOLS`; None for suites that have none.
     """
 
     quality: str
@@ -55,6 +55,7 @@ class Manifest:
     episodes: tuple[Episode, ...]
     suite: str = SUITE
     version: int = VERSION
+    protocol: str | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -74,6 +75,8 @@ class Manifest:
             "observation_size": self.observation_size,
             "episode_length": self.episode_length,
             "episodes": [asdict(episode) for episode in self.episodes],
+            # Left out where there is none: hashes of older manifests stay what they were.
+            **({"protocol": self.protocol} if self.protocol else {}),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -97,38 +100,49 @@ class Manifest:
 def make_manifest(
     tasks: str | Sequence[str],
     episodes_per_task: int,
-    seed: int = SEED,
+    seed: int | None = None,
     quality: str = "light",
-    observation_size: int = OBSERVATION_SIZE,
-    episode_length: int = EPISODE_LENGTH,
+    observation_size: int | None = None,
+    episode_length: int | None = None,
+    protocol: str | None = None,
 ) -> Manifest:
     """Lay down the episodes of an evaluation.
 
     Args:
-        tasks: Task names and groups as `demos.suite.resolve_tasks` reads them, or a list of such.
+        tasks: Task names and groups as `scenes.resolve` reads them, or a list of such.
         episodes_per_task: Episodes of each task, with seeds ``seed``, ``seed + 1``, ... (the same for every
             task).
-        seed: First seed.
+        seed: First seed; None is the suite's.
         quality: How pictures are drawn; what the policies were trained on (`predictor.recording_defaults`).
-        observation_size: Height and width of the pictures, pixels.
-        episode_length: Steps after which an episode counts as failed.
+        observation_size: Height and width of the pictures, pixels; None is the suite's or the protocol's.
+        episode_length: Steps after which an episode counts as failed; None is the suite's or the protocol's.
+        protocol: LIBERO: key of `demos.libero_suite.PROTOCOLS`; None is ``"lerobot"``.
 
     Raises:
         ValueError: For unknown tasks (with the nearest names), or numbers out of range.
     """
-    names = resolve_tasks(tasks if isinstance(tasks, str) else ",".join(tasks))
+    spec = tasks if isinstance(tasks, str) else ",".join(tasks)
+    suite = scenes.suite_of_tasks(spec)
+    names = scenes.resolve(suite, spec)
+    if suite == scenes.LIBERO.name:
+        protocol = protocol or "lerobot"
+        observation_size = observation_size or find_protocol(protocol).image_size
+    scenes.check_look(suite, quality, protocol)
+    seed = scenes.scenes_of(suite).seed if seed is None else seed
+    if episode_length is None:
+        episode_length = scenes.default_length(suite, names, protocol)
     if episodes_per_task < 1:
         raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
-    if not 0 <= seed < 2**32 - episodes_per_task:
-        raise ValueError(f"seed must lie in 0..2**32 - episodes_per_task (NumPy's seeds), got {seed}")
-    if not 1 <= episode_length <= MAX_EPISODE_LENGTH:
-        raise ValueError(f"episode_length must lie in 1..{MAX_EPISODE_LENGTH}, got {episode_length}")
+    scenes.check_seeds(suite, seed, episodes_per_task)
+    if not 1 <= episode_length <= (most := scenes.longest(suite)):
+        raise ValueError(f"episode_length must lie in 1..{most}, got {episode_length}")
     episodes = tuple(
         Episode(id=f"{task}/{number}", task=task, seed=number)
         for task in names
         for number in range(seed, seed + episodes_per_task)
     )
-    return Manifest(check_quality(quality), observation_size, episode_length, episodes)
+    size = observation_size or OBSERVATION_SIZE
+    return Manifest(quality, size, episode_length, episodes, suite=suite, protocol=protocol)
 
 
 def load_manifest(path: str | Path) -> Manifest:
@@ -142,10 +156,11 @@ def load_manifest(path: str | Path) -> Manifest:
     if not path.is_file():
         raise ValueError(f"no manifest at {path}; write one first with make_manifest(...).save(path)")
     stored = json.loads(path.read_text())
-    if stored.get("version") != VERSION or stored.get("suite") != SUITE:
+    known = (scenes.METAWORLD.name, scenes.LIBERO.name)
+    if stored.get("version") != VERSION or stored.get("suite") not in known:
         raise ValueError(
             f"{path} is version {stored.get('version')!r} of suite {stored.get('suite')!r}; this package "
-            f"reads version {VERSION} of {SUITE!r}"
+            f"reads version {VERSION} of {' and '.join(known)}"
         )
     claimed = stored.pop("hash", None)
     if claimed != (actual := _content_hash(stored)):
@@ -153,7 +168,9 @@ def load_manifest(path: str | Path) -> Manifest:
             f"{path} was edited after it was written (hash {str(claimed)[:12]} stored, {actual[:12]} found). "
             "Results are tied to the episodes listed at the start: make a new manifest in another folder"
         )
-    resolve_tasks(",".join(dict.fromkeys(episode["task"] for episode in stored["episodes"])))
+    spec = ",".join(dict.fromkeys(episode["task"] for episode in stored["episodes"]))
+    scenes.resolve(stored["suite"], spec)
+    scenes.check_look(stored["suite"], stored["quality"], stored.get("protocol"))
     episodes = tuple(Episode(**episode) for episode in stored["episodes"])
     return Manifest(**{**stored, "episodes": episodes})
 
@@ -167,5 +184,5 @@ def _describe(manifest: Manifest) -> str:
     return (
         f"{len(manifest.episodes)} episodes of {len(manifest.tasks)} tasks from seed "
         f"{manifest.episodes[0].seed}, {manifest.quality}, {manifest.observation_size} px, "
-        f"{manifest.episode_length} steps"
+        f"{manifest.episode_length} steps" + (f", protocol {manifest.protocol}" if manifest.protocol else "")
     )

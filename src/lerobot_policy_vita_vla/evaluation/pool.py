@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from multiprocessing.connection import wait
 from typing import Any
 
+from lerobot_policy_vita_vla.demos.scenes import METAWORLD, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Episode
 from lerobot_policy_vita_vla.evaluation.worker import Settings, serve
 
@@ -59,18 +60,21 @@ class WorkerPool:
         slots_per_worker: Simulators, thus simultaneous episodes, in each.
         stall_s: Longest silence of all workers, seconds, before giving up (our choice: five minutes is far
             above building a simulator on a loaded machine).
+        suite: Whose simulator is imported before processes are forked.
     """
 
-    def __init__(self, workers: int, slots_per_worker: int, *, stall_s: float = 300.0):
+    def __init__(
+        self, workers: int, slots_per_worker: int, *, stall_s: float = 300.0, suite: str = METAWORLD.name
+    ):
         for name, value in (("workers", workers), ("envs_per_worker", slots_per_worker)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.slots = range(workers * slots_per_worker)
-        self._workers, self._stall_s = workers, stall_s
+        self._workers, self._stall_s, self._suite = workers, stall_s, suite
         self._processes, self._connections = [], []
 
     def __enter__(self) -> WorkerPool:
-        context = _context()
+        context = _context(self._suite)
         try:
             for index in range(self._workers):
                 ours, theirs = context.Pipe()
@@ -153,11 +157,9 @@ class WorkerPool:
         )
 
 
-def _context():
+def _context(suite: str):
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["lerobot_policy_vita_vla.evaluation.worker", "lerobot_policy_vita_vla.demos.metaworld"]
-    )
+    context.set_forkserver_preload(["lerobot_policy_vita_vla.evaluation.worker", scenes_of(suite).module])
     return context

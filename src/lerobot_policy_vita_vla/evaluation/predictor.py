@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,12 +20,14 @@ import torch
 
 from lerobot_policy_vita_vla.conventions import match_cameras
 from lerobot_policy_vita_vla.conversion import Conversion
+from lerobot_policy_vita_vla.demos.scenes import METAWORLD, STATE, Scenes, scenes_of
 from lerobot_policy_vita_vla.evaluation.checks import conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
+from lerobot_policy_vita_vla.teacher.load import locate_checkpoint
 
-PICTURE, STATE = "pixels", "agent_pos"
-"""Keys of the simulator's observations: (h, w, 3) uint8 and (S,) float; with H > 1, (H, h, w, 3) and (H,
-S)."""
+PICTURE = "pixels"
+"""With `STATE`, the keys of Meta-World's observations: (h, w, 3) uint8 and (S,) float; with H > 1, (H, h, w,
+3) and (H, S). Other suites' pictures: `scenes.Scenes.cameras`."""
 
 
 class ChunkPredictor(Protocol):
@@ -43,7 +46,8 @@ class ChunkPredictor(Protocol):
         """Action chunks (n, T, A) float32 in environment units for n observations.
 
         Args:
-            observations: ``{"pixels", "agent_pos", "task"}`` each, as the simulator gives them.
+            observations: ``{"pixels", "agent_pos", "task"}`` each, as the simulator gives them (of several
+                pictures: `scenes.Scenes.cameras`).
         """
         ...
 
@@ -59,6 +63,7 @@ class PolicyPredictor:
         n_action_steps: Instead of the policy's own; given alone it also turns ensembling off.
         temporal_ensemble_coeff: Instead of the policy's own; executes one action per prediction.
         conversion: Where the policy's conventions are not the simulator's.
+        scenes: The suite that is played.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class PolicyPredictor:
         n_action_steps: int | None = None,
         temporal_ensemble_coeff: float | None = None,
         conversion: Conversion | None = None,
+        scenes: Scenes = METAWORLD,
     ):
         config = policy.config
         self._conversion = conversion
@@ -84,11 +90,13 @@ class PolicyPredictor:
             self.n_action_steps = 1
         self.n_obs_steps = getattr(config, "n_obs_steps", 1) or 1
         cameras = list(getattr(config, "image_features", None) or [])
-        # The simulator has one camera, which LeRobot calls observation.image.
-        self._camera = next(iter(match_cameras(cameras, ["observation.image"])), None)
+        matched = match_cameras(cameras, list(scenes.cameras.values()))
+        of_simulator = {key: seen for seen, key in scenes.cameras.items()}
+        # The simulator's key of each camera that the policy expects.
+        self._cameras = {wanted: of_simulator[offered] for wanted, offered in matched.items()}
         # Our own policies can be told to ignore the picture (blind baselines); then nothing needs to be
         # drawn.
-        self.uses_images = self._camera is not None and getattr(config, "use_images", True)
+        self.uses_images = bool(self._cameras) and getattr(config, "use_images", True)
         # Our policies keep a history of their own behind `predict_action_chunk`; this one takes it from the
         # batch.
         with_history = self.n_obs_steps > 1 and hasattr(policy, "chunk_of_history")
@@ -115,25 +123,21 @@ class PolicyPredictor:
         from lerobot.envs import preprocess_observation
 
         leading = (len(observations),) if self.n_obs_steps == 1 else (len(observations), self.n_obs_steps)
-        # LeRobot's conversion knows one axis before the picture's.
-        flat = {
-            key: (stack := np.stack([np.asarray(row[key]) for row in observations])).reshape(
-                -1, *stack.shape[len(leading) :]
-            )
-            for key in (PICTURE, STATE)
-        }
+
+        def stack(key: str) -> np.ndarray:
+            # LeRobot's conversion knows one axis before the picture's.
+            rows = np.stack([np.asarray(row[key]) for row in observations])
+            return rows.reshape(-1, *rows.shape[len(leading) :])
+
+        state, pictures = stack(STATE), {key: stack(key) for key in self._cameras.values()}
         if self._conversion is not None:
-            flat = {
-                PICTURE: self._conversion.pictures(flat[PICTURE]),
-                STATE: self._conversion.state(flat[STATE]),
-            }
-        batch = {
-            key: value.reshape(*leading, *value.shape[1:])
-            for key, value in preprocess_observation(flat).items()
-        }
-        picture = batch.pop("observation.image")
-        if self._camera is not None:
-            batch[self._camera] = picture
+            state = self._conversion.state(state)
+            pictures = {key: self._conversion.pictures(seen) for key, seen in pictures.items()}
+        batch = {}
+        for wanted, key in self._cameras.items():
+            batch[wanted] = preprocess_observation({"pixels": pictures[key]})["observation.image"]
+        batch |= preprocess_observation({STATE: state})
+        batch = {key: value.reshape(*leading, *value.shape[1:]) for key, value in batch.items()}
         if all(f"{STATE}_is_pad" in row for row in observations):
             # Which steps of the history lie before the episode's start, as LeRobot's dataset says it.
             rows = [torch.as_tensor(row[f"{STATE}_is_pad"]) for row in observations]
@@ -161,18 +165,16 @@ def load_predictor(
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 
-    from lerobot_policy_vita_vla import VitaMetaworldEnvConfig
-
     folder = checkpoint_folder(path)
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path, config.device = folder, device
-    renames = {
-        have: want for want, have in match_cameras(list(config.image_features), ["observation.image"]).items()
-    }
-    env_config = VitaMetaworldEnvConfig(
-        task=",".join(manifest.tasks), quality=manifest.quality, observation_size=manifest.observation_size
-    )
-    policy = make_policy(config, env_cfg=env_config, rename_map={k: v for k, v in renames.items() if k != v})
+    scenes = scenes_of(manifest.suite)
+    matched = match_cameras(list(config.image_features), list(scenes.cameras.values()))
+    renames = {have: want for want, have in matched.items() if have != want}
+    # What LeRobot reads of an environment's configuration, already under the policy's names.
+    features = scenes.observation_features(manifest.observation_size)
+    environment = SimpleNamespace(features=features, features_map={key: key for key in features})
+    policy = make_policy(config, env_cfg=environment, rename_map=renames)
     processors = make_pre_post_processors(
         policy_cfg=config,
         pretrained_path=str(folder),
@@ -185,6 +187,7 @@ def load_predictor(
         n_action_steps=n_action_steps,
         temporal_ensemble_coeff=temporal_ensemble_coeff,
         conversion=conversion_of(read_recording(folder), manifest),
+        scenes=scenes,
     )
 
 
@@ -194,14 +197,9 @@ def checkpoint_folder(path: str | Path) -> Path:
     Raises:
         ValueError: If there is none of these.
     """
+    if (found := locate_checkpoint(path)) is not None:
+        return found
     folder = Path(path)
-    for candidate in (
-        folder,
-        folder / "pretrained_model",
-        folder / "checkpoints" / "last" / "pretrained_model",
-    ):
-        if (candidate / "config.json").is_file():
-            return candidate
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
         raise ValueError(
             f"{path} holds neither a LeRobot checkpoint (config.json) nor a training run "
@@ -242,4 +240,6 @@ def read_recording(path: str | Path) -> dict[str, Any]:
 def recording_defaults(path: str | Path) -> dict[str, Any]:
     """Arguments of `manifest.make_manifest` that show a policy the pictures it was trained on."""
     recording = read_recording(path)
-    return {key: recording[key] for key in ("quality", "observation_size") if key in recording}
+    found = {key: recording[key] for key in ("quality", "observation_size") if key in recording}
+    protocol = recording.get("settings", {}).get("protocol")
+    return {**found, "protocol": protocol} if protocol else found

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lerobot_policy_vita_vla.demos.suite import CONTROL_HZ
+from lerobot_policy_vita_vla.demos.scenes import scenes_of
 from lerobot_policy_vita_vla.evaluation import results
 from lerobot_policy_vita_vla.evaluation.manifest import Episode, Manifest
 from lerobot_policy_vita_vla.evaluation.video import write_video
@@ -16,7 +16,15 @@ from lerobot_policy_vita_vla.evaluation.worker import FILM_EVERY, Settings
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("lerobot_policy_vita_vla", "lerobot", "torch", "transformers", "mujoco", "metaworld")
+PACKAGES = (
+    "lerobot_policy_vita_vla",
+    "lerobot",
+    "torch",
+    "transformers",
+    "mujoco",
+    "metaworld",
+    "hf-libero",
+)
 
 _warned_of_software_gl = False
 
@@ -102,7 +110,9 @@ class RunRecord:
         if outcome["frames"] is not None and self._filmed(episode.task, success) < self._videos[success]:
             ending = "success" if success else "failure"
             video = f"{results.VIDEO_FOLDER}/{episode.task}_{episode.seed}_{ending}.mp4"
-            write_video(self.folder / video, outcome["frames"], CONTROL_HZ / FILM_EVERY)
+            write_video(
+                self.folder / video, outcome["frames"], scenes_of(self.manifest.suite).control_hz / FILM_EVERY
+            )
         record = {
             "id": episode.id,
             "suite": self.manifest.suite,

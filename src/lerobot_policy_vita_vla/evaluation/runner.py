@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.chunking import check_chunking
+from lerobot_policy_vita_vla.demos.scenes import check_ready, scenes_of
 from lerobot_policy_vita_vla.evaluation import results
 from lerobot_policy_vita_vla.evaluation.batching import BatchPlan, settle_batch
 from lerobot_policy_vita_vla.evaluation.checks import check_recording, check_same_run
@@ -39,8 +40,8 @@ from lerobot_policy_vita_vla.evaluation.predictor import (
 from lerobot_policy_vita_vla.evaluation.record import RunRecord
 from lerobot_policy_vita_vla.evaluation.worker import Settings
 
-ACTION_DIM = 4
-"""Meta-World: hand displacement and gripper effort."""
+SCENE_KEYS = ("suite", "protocol", "quality", "observation_size", "episode_length")
+"""What worker settings take over from the manifest."""
 
 EXPERT = "expert"
 """Name under which the simulator's scripted expert can be evaluated: what the suite allows at best."""
@@ -105,6 +106,7 @@ def evaluate(
     """
     started = time.monotonic()
     manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
+    check_ready(manifest.suite)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(out_dir)
     if not resume:
@@ -140,7 +142,7 @@ def evaluate(
         torch.set_num_threads(threads)
     try:
         # The simulators import while the policy loads.
-        with WorkerPool(workers, envs_per_worker) as pool:
+        with WorkerPool(workers, envs_per_worker, suite=manifest.suite) as pool:
             predictor = policy
             if from_path:
                 predictor = load_predictor(
@@ -164,14 +166,12 @@ def evaluate(
 
 
 def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, BatchPlan]:
-    scene = {key: getattr(manifest, key) for key in ("quality", "observation_size", "episode_length")}
+    scene = {key: getattr(manifest, key) for key in SCENE_KEYS}
     if predictor == EXPERT:
         return None, Settings(**scene, uses_images=False, expert=True), BatchPlan(1, True, False)
     plan, (_, chunk_size, action_dim) = settle_batch(predictor.predict, manifest, rows, predictor.n_obs_steps)
-    if action_dim != ACTION_DIM:
-        raise ValueError(
-            f"the policy gives {action_dim} numbers per action, {manifest.suite} takes {ACTION_DIM}"
-        )
+    if action_dim != (takes := scenes_of(manifest.suite).action_dim):
+        raise ValueError(f"the policy gives {action_dim} numbers per action, {manifest.suite} takes {takes}")
     settings = Settings(
         **scene,
         chunk_size=chunk_size,

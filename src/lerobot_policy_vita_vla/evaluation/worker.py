@@ -14,6 +14,7 @@ and from it, besides these answers: ``("renderer", None, (name, is_software))`` 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import signal
 import traceback
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
+from lerobot_policy_vita_vla.demos.gl import gl_renderer
+from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
 
 FILM_EVERY = 3
 """Steps between the frames of a video: 27 frames per second at Meta-World's 80 steps, for free where a policy
@@ -35,7 +38,7 @@ class Settings:
     """What all episodes of an evaluation have in common.
 
     Attributes:
-        quality, observation_size, episode_length: See `manifest.Manifest`.
+        quality, observation_size, episode_length, suite, protocol: See `manifest.Manifest`.
         chunk_size, n_action_steps, ensemble_coeff: See `chunking.ChunkExecutor`.
         n_obs_steps: H, observations per prediction.
         uses_images: False never draws (except for videos).
@@ -53,6 +56,8 @@ class Settings:
     uses_images: bool = True
     expert: bool = False
     report_renderer: bool = False
+    suite: str = "metaworld"
+    protocol: str | None = None
 
     def for_worker(self, index: int) -> Settings:
         """Only the first worker reports the renderer."""
@@ -63,7 +68,7 @@ class Rollout:
     """One episode in one simulator.
 
     Args:
-        env: A `demos.metaworld.SceneEnv` of the episode's task.
+        env: A scene of the episode's task (`scenes.make_scene`).
         seed: Decides the initial state.
         settings: Common settings.
         film: Keep frames for a video.
@@ -78,7 +83,9 @@ class Rollout:
             n_action_steps=settings.n_action_steps,
             ensemble_coeff=settings.ensemble_coeff,
         )
-        self._history = ObservationHistory(n_obs_steps=settings.n_obs_steps, keys=("pixels", "agent_pos"))
+        self._history = ObservationHistory(
+            n_obs_steps=settings.n_obs_steps, keys=(*scenes_of(settings.suite).cameras, STATE)
+        )
         env.rendering = self._draws()
         observation, _ = env.reset(seed=seed)
         self._see(observation)
@@ -116,7 +123,7 @@ class Rollout:
 
     def _see(self, observation: dict[str, np.ndarray]) -> None:
         if self.film and self.steps % FILM_EVERY == 0:
-            self.frames.append(observation["pixels"])
+            self.frames.append(self.env.render())  # drawn already, for this observation
         tensors = {key: torch.from_numpy(np.ascontiguousarray(observation[key]))[None] for key in observation}
         stacked = self._history.push(tensors) if self.settings.n_obs_steps > 1 else tensors
         self._observation = {key: value[0].numpy() for key, value in stacked.items()}
@@ -147,12 +154,11 @@ def serve(connection: Connection) -> None:
 
 def _serve(connection: Connection) -> None:
     torch.set_num_threads(1)
-    from lerobot_policy_vita_vla.demos.metaworld import SceneEnv, gl_renderer
-
     _, _, settings = connection.recv()
+    importlib.import_module(scenes_of(settings.suite).module)
     if settings.report_renderer:
         connection.send(("renderer", None, gl_renderer()))
-    envs: dict[int, SceneEnv] = {}
+    envs: dict[int, Any] = {}
     rollouts: dict[int, Rollout] = {}
     while True:
         kind, slot, payload = connection.recv()
@@ -164,8 +170,10 @@ def _serve(connection: Connection) -> None:
             if slot in envs and envs[slot].task != episode.task:
                 envs.pop(slot).close()
             if slot not in envs:
-                envs[slot] = SceneEnv(
+                envs[slot] = make_scene(
+                    settings.suite,
                     episode.task,
+                    protocol=settings.protocol,
                     quality=settings.quality,
                     observation_size=settings.observation_size,
                     episode_length=settings.episode_length,

@@ -11,6 +11,8 @@ from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
 
 TASKS_HELP = "names with or without -v3, comma-separated, or a group: easy, medium, hard, very_hard, mt50"
+SUITE_HELP = "libero_object (or spatial, goal, 10, 90), or single tasks: libero_object_3,libero_goal_0"
+PROTOCOL_HELP = "LIBERO: lerobot, openvla, seer, vita-paper (docs/libero.md; default: lerobot, or as trained)"
 QUALITIES = ("light", "standard")
 
 
@@ -38,14 +40,20 @@ def _add_record(parts: argparse._SubParsersAction) -> None:
         "record",
         "Let the scripted experts play and keep their successes.",
         "vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root work/first/demos",
-        examples="vita-vla demos record --tasks push,reach --episodes 5 --root work/try/demos --workers 1",
+        examples="vita-vla demos record --tasks push,reach --episodes 5 --root work/try/demos --workers 1\n"
+        "vita-vla demos record --suite libero_object --episodes 30 --root work/libero/demos",
     )
-    p.add_argument("--tasks", required=True, help=TASKS_HELP)
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tasks", help=TASKS_HELP)
+    which.add_argument("--suite", help=f"LIBERO: {SUITE_HELP}")
+    p.add_argument("--protocol", help=PROTOCOL_HELP)
     p.add_argument(
         "--episodes", type=int, default=FULL.episodes_per_task, help="per task (default: %(default)s)"
     )
     p.add_argument("--root", type=Path, required=True, help="folder of the new dataset")
-    p.add_argument("--size", type=int, default=FULL.observation_size, help="pixels (default: %(default)s)")
+    p.add_argument(
+        "--size", type=int, help=f"pixels (default: {FULL.observation_size}; LIBERO: the protocol's)"
+    )
     p.add_argument(
         "--quality",
         choices=QUALITIES,
@@ -53,7 +61,9 @@ def _add_record(parts: argparse._SubParsersAction) -> None:
         help="light hides purely visual arm meshes, ten times faster without a GPU; standard is LeRobot's "
         "own picture (default: %(default)s)",
     )
-    p.add_argument("--seed", type=int, default=FULL.demo_seed, help="first episode's (default: %(default)s)")
+    p.add_argument(
+        "--seed", type=int, help=f"first episode's (default: {FULL.demo_seed}; LIBERO: 1000, drawn starts)"
+    )
     p.add_argument("--workers", type=int, default=FULL.workers, help="processes (default: %(default)s)")
     finish_verb(
         p, _record, kept=lambda args: _kept(args.root), memory_hint="Smaller: --workers 1, --size 64."
@@ -94,16 +104,19 @@ def _add_replay(parts: argparse._SubParsersAction) -> None:
 
 def _record(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.record import record
-    from lerobot_policy_vita_vla.demos.suite import resolve_tasks
 
+    given = {"observation_size": args.size, "seed": args.seed}
+    if args.tasks is not None:
+        usual = {"observation_size": FULL.observation_size, "seed": FULL.demo_seed}
+        given = {name: usual[name] if value is None else value for name, value in given.items()}
     info = record(
-        resolve_tasks(args.tasks),
+        args.suite or args.tasks,
         args.episodes,
         args.root,
         quality=args.quality,
-        observation_size=args.size,
-        seed=args.seed,
         workers=args.workers,
+        protocol=args.protocol,
+        **given,
     )
     for task, kept in info.kept.items():
         print(f"  {task}: {kept} episodes, {info.tried[task] - kept} failed attempts dropped")

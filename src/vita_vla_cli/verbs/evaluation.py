@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from vita_vla_cli import training_line
 from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
-from vita_vla_cli.verbs.demos import QUALITIES, TASKS_HELP
+from vita_vla_cli.verbs.demos import PROTOCOL_HELP, QUALITIES, SUITE_HELP, TASKS_HELP
 
 EXPERT = "expert"
 
@@ -34,6 +35,7 @@ vita-vla eval work/first/only_finetune
 vita-vla eval mine=work/other/finetune --run work/first
 vita-vla eval work/first/finetune --manifest results/manifest.json --run work/first
 vita-vla eval expert --run work/first
+vita-vla eval work/libero/finetune --suite libero_object --episodes 20
 vita-vla eval work/first/align work/first/finetune --agreement work/first/teacher --demos work/first/demos""",
     )
     p.add_argument(
@@ -48,11 +50,15 @@ vita-vla eval work/first/align work/first/finetune --agreement work/first/teache
     which = p.add_argument_group("which episodes")
     which.add_argument("--manifest", type=Path, help="list of episodes (default: RUN/manifest.json)")
     which.add_argument("--tasks", help=f"write RUN/manifest.json: {TASKS_HELP}")
+    which.add_argument("--suite", help=f"the same for LIBERO: {SUITE_HELP}")
+    which.add_argument("--protocol", help=PROTOCOL_HELP)
     which.add_argument(
         "--episodes", type=int, default=FULL.eval_episodes, help="per task (default: %(default)s)"
     )
     which.add_argument(
-        "--seed", type=int, default=FULL.eval_seed, help="first episode's (default: %(default)s)"
+        "--seed",
+        type=int,
+        help=f"first episode's (default: {FULL.eval_seed}; LIBERO: 0, the first official initial state)",
     )
     which.add_argument("--size", type=int, help="pixels (default: as the policy was trained)")
     which.add_argument(
@@ -61,8 +67,12 @@ vita-vla eval work/first/align work/first/finetune --agreement work/first/teache
     which.add_argument(
         "--episode-length",
         type=int,
-        default=FULL.episode_length,
-        help="limit in steps (default: %(default)s)",
+        help=f"limit in steps (default: {FULL.episode_length}; LIBERO: the protocol's)",
+    )
+    which.add_argument(
+        "--allow-differences",
+        action="store_true",
+        help="play although the policy's demonstrations were made under another protocol or look",
     )
     p.add_argument(
         "--workers", type=int, default=FULL.workers, help="simulation processes (default: %(default)s)"
@@ -121,6 +131,8 @@ def _eval(args: argparse.Namespace) -> int:
             videos_per_task=(args.videos, args.videos),
             device=args.device,
             command=args.command,
+            allow_other_recording=args.allow_differences,
+            **_execution(manifest, policy),
         )
         rate = result["overall"]
         print(
@@ -131,15 +143,19 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _manifest(args: argparse.Namespace, policy: str, folder: Path):
+    from lerobot_policy_vita_vla.demos.libero_suite import is_libero
     from lerobot_policy_vita_vla.evaluation.manifest import load_manifest, make_manifest
     from lerobot_policy_vita_vla.evaluation.predictor import recording_defaults
 
+    if args.tasks is not None and args.suite is not None:
+        raise ValueError("--tasks and --suite both name the episodes: leave one of them out")
+    spec = args.suite or args.tasks
     stored = folder / "manifest.json"
     if args.manifest is not None:
-        if args.tasks is not None:
+        if spec is not None:
             raise ValueError("--manifest names the episodes and so does --tasks: leave one of them out")
         manifest = load_manifest(args.manifest)
-    elif args.tasks is None:
+    elif spec is None:
         if not stored.is_file():
             raise ValueError(
                 f"which episodes? add --tasks door-open,drawer-open (or --manifest FILE): no {stored} yet"
@@ -147,14 +163,26 @@ def _manifest(args: argparse.Namespace, policy: str, folder: Path):
         return load_manifest(stored)
     else:
         seen = {} if policy == EXPERT else recording_defaults(policy)
-        given = {"quality": args.quality, "observation_size": args.size}
+        given = {"quality": args.quality, "observation_size": args.size, "protocol": args.protocol}
+        if not is_libero(spec):
+            given |= {"episode_length": FULL.episode_length, "seed": FULL.eval_seed}
+        given |= {"episode_length": args.episode_length or given.get("episode_length")}
+        given |= {"seed": given.get("seed") if args.seed is None else args.seed}
         look = seen | {name: value for name, value in given.items() if value is not None}
-        manifest = make_manifest(
-            args.tasks, args.episodes, args.seed, episode_length=args.episode_length, **look
-        )
+        manifest = make_manifest(spec, args.episodes, **look)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(stored)
     return manifest
+
+
+def _execution(manifest, policy: str) -> dict[str, Any]:
+    """How a protocol executes chunks; the policy's own way where it does not say."""
+    if manifest.protocol is None or policy == EXPERT:
+        return {}
+    from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
+
+    rules = find_protocol(manifest.protocol)
+    return {"n_action_steps": rules.n_action_steps, "temporal_ensemble_coeff": rules.ensemble_coeff}
 
 
 def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder: Path) -> int:

@@ -1,8 +1,7 @@
-"""What an evaluation needs to know of a suite of tasks: the only place that knows more than one.
+"""What recording and evaluation need to know of a suite of tasks: the only place that knows more than one.
 
 A scene has ``task``, ``task_description``, ``rendering``, ``reset(seed)``, ``step``, ``render``,
-``privileged_state`` and, for the policy `runner.EXPERT`, ``expert_action``: `demos.metaworld.SceneEnv` and
-`demos.libero.LiberoScene`.
+``privileged_state`` and ``expert_action``: `metaworld.SceneEnv` and `libero.LiberoScene`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,16 @@ class Scenes:
         control_hz: Actions per second.
         module: What a simulator process imports first.
         seed: First evaluation seed; what seeds mean, the suite's scene says.
+        demo_seed: First seed of demonstrations.
+        robot: LeRobot's robot type.
+        camera: The simulator's own names of its cameras.
+        state_names: Name of each number of the state.
+        action_names: Name of each number of an action.
+        action_meaning: Their meaning and range in words.
+        privileged_dim: Numbers of the privileged state that a recording keeps; None where tasks differ.
+        noise: Levels of the disturbance while recording (`expert.Disturbance`).
+        kick_chance: Chance per step of a kick.
+        packages: Whose versions a recording notes.
     """
 
     name: str
@@ -41,6 +50,16 @@ class Scenes:
     control_hz: int
     module: str
     seed: int
+    demo_seed: int
+    robot: str
+    camera: str
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_meaning: dict[str, str]
+    privileged_dim: int | None
+    noise: tuple[float, ...]
+    kick_chance: float
+    packages: tuple[str, ...]
 
     def observation_features(self, size: int) -> dict[str, PolicyFeature]:
         """LeRobot's feature table, under policies' keys, with pictures of ``size`` pixels."""
@@ -61,6 +80,19 @@ METAWORLD = Scenes(
     module="lerobot_policy_vita_vla.demos.metaworld",
     # Far from the seeds of recorded demonstrations.
     seed=50_000,
+    demo_seed=0,
+    robot="sawyer",
+    camera=suite.CAMERA,
+    state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
+    action_names=("x", "y", "z", "gripper"),
+    action_meaning={
+        "x, y, z": "hand displacement in [-1, 1], 1 = 1 cm per step, world axes",
+        "gripper": "-1 opens, +1 closes",
+    },
+    privileged_dim=39,
+    noise=(0.0, 0.2, 0.4, 0.6),
+    kick_chance=0.04,
+    packages=("lerobot", "metaworld", "mujoco", "numpy"),
 )
 
 LIBERO = Scenes(
@@ -72,6 +104,17 @@ LIBERO = Scenes(
     module="lerobot_policy_vita_vla.demos.libero",
     # The official initial states.
     seed=0,
+    demo_seed=libero_suite.SAMPLED_FROM,
+    robot="panda",
+    camera=",".join(libero_suite.CAMERAS.values()),
+    state_names=libero_suite.STATE_NAMES,
+    action_names=libero_suite.ACTION_NAMES,
+    action_meaning=libero_suite.ACTION_MEANING,
+    privileged_dim=None,
+    # Our choice: an action is up to 5 cm here, five times Meta-World's, and a kick would throw a held thing.
+    noise=(0.0, 0.05, 0.1),
+    kick_chance=0.0,
+    packages=("lerobot", "hf-libero", "robosuite", "mujoco", "numpy"),
 )
 
 

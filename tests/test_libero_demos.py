@@ -1,0 +1,220 @@
+"""Demonstrations on LIBERO without a simulator: how the hand moves, where it grasps, what is written."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.demos.check import check_dataset
+from lerobot_policy_vita_vla.demos.dataset import DatasetWriter, features
+from lerobot_policy_vita_vla.demos.expert import Demonstration, Disturbance
+from lerobot_policy_vita_vla.demos.plan import recording_settings
+from lerobot_policy_vita_vla.demos.scenes import LIBERO, METAWORLD
+
+SIZE, FRAMES = 32, 12
+
+
+class Hand:
+    """A hand that does what it is told, up to friction: the last centimetre of a slow command is lost."""
+
+    def __init__(self, friction=0.0):
+        self.hand, self.opening, self.friction = np.array([-0.2, 0.0, 1.2]), 0.08, friction
+        self.hand_rotation = np.diag([1.0, -1.0, -1.0])  # fingers down
+        self.things: dict[str, np.ndarray] = {}
+
+    @property
+    def finger_axis(self):
+        return self.hand_rotation[:, 1]
+
+    def act(self, action):
+        move = action[:3] * 0.05
+        self.hand = self.hand + np.sign(move) * np.maximum(np.abs(move) - self.friction, 0.0)
+        turn = Rotation.from_rotvec(action[3:6].astype(float) * 0.5)
+        self.hand_rotation = turn.as_matrix() @ self.hand_rotation
+        self.opening = float(np.clip(self.opening - 0.01 * np.sign(action[6]), 0.0, 0.08))
+
+    def points(self, name):
+        return self.things[name]
+
+    def obstacles(self, *without):
+        rest = [points for name, points in self.things.items() if name not in without]
+        return np.concatenate(rest) if rest else np.zeros((0, 3))
+
+
+def run(hand, motion):
+    """Plays a movement; its return value and the number of steps."""
+    steps = 0
+    while True:
+        try:
+            action = next(motion)
+        except StopIteration as end:
+            return end.value, steps
+        assert action.shape == (7,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+        hand.act(action)
+        steps += 1
+
+
+@pytest.fixture
+def arm():
+    from lerobot_policy_vita_vla.demos.libero_arm import Arm
+
+    return Arm
+
+
+@pytest.mark.parametrize("friction", [0.0, 0.004])
+def test_the_hand_arrives_in_place_and_turned(arm, friction):
+    hand = Hand(friction)
+    moves = arm(hand)
+    target = np.array([0.1, 0.15, 1.0])
+    rotation = Rotation.from_rotvec([0, 0, 0.8]).as_matrix() @ moves.upright
+    arrived, steps = run(hand, moves.servo(target, rotation))
+    assert arrived and steps < 40
+    assert np.linalg.norm(hand.hand - target) < 0.012
+    assert Rotation.from_matrix(rotation @ hand.hand_rotation.T).magnitude() < 0.06
+
+
+def test_a_hand_that_is_stuck_gives_up(arm):
+    hand = Hand(friction=1.0)
+    arrived, steps = run(hand, arm(hand).servo(np.array([0.1, 0.0, 1.2])))
+    assert not arrived and steps < 20
+
+
+def test_closing_ends_when_the_fingers_are_still_and_commands_stay_closed(arm):
+    hand = Hand()
+    moves = arm(hand)
+    run(hand, moves.close())
+    assert hand.opening == pytest.approx(0.0, abs=1e-9) and moves.command()[6] == 1
+    run(hand, moves.open())
+    assert hand.opening == pytest.approx(0.08) and moves.command()[6] == -1
+
+
+@pytest.mark.parametrize("angle", np.arange(-3, 3.1, 0.5))
+def test_facing_an_axis_takes_the_nearer_of_its_two_directions(arm, angle):
+    hand = Hand()
+    moves = arm(hand)
+    axis = np.array([np.cos(angle), np.sin(angle)])
+    rotation, turn = moves.facing(axis)
+    assert abs(turn) <= np.pi / 2 + 1e-9
+    fingers = (rotation @ hand.hand_rotation.T @ hand.finger_axis)[:2]
+    assert abs(abs(fingers @ axis) - 1) < 1e-9
+    np.testing.assert_allclose(rotation[:, 2], [0, 0, -1], atol=1e-12)
+
+
+def block(centre, half, count=7):
+    sides = [np.linspace(c - h, c + h, count) for c, h in zip(centre, half, strict=True)]
+    return np.stack(np.meshgrid(*sides), -1).reshape(-1, 3)
+
+
+def test_a_box_is_taken_across_its_narrow_side_and_away_from_neighbours(arm):
+    from lerobot_policy_vita_vla.demos.libero_grasps import WIDEST, grasps
+
+    hand = Hand()
+    hand.things["box_1"] = block((0.0, 0.0, 1.0), (0.06, 0.02, 0.04))
+    best = grasps(hand, arm(hand), "box_1")[0]
+    np.testing.assert_allclose(best.xy, [0, 0], atol=1e-9)
+    fingers = (best.rotation @ hand.hand_rotation.T @ hand.finger_axis)[:2]
+    assert abs(fingers[1]) > 0.9, "across y, where the box is 4 cm wide"
+    assert best.height > 1.0, "the palm stays above the box"
+    free = best.cost
+    hand.things["wall_1"] = block((0.0, 0.05, 1.02), (0.06, 0.01, 0.06))
+    assert grasps(hand, arm(hand), "box_1")[0].cost > free
+    hand.things["crate_1"] = block((0.0, 0.0, 1.0), (WIDEST, WIDEST, 0.05))
+    assert grasps(hand, arm(hand), "crate_1") == []
+
+
+def test_a_bowl_is_taken_by_its_rim(arm):
+    from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+
+    angles = np.linspace(0, 2 * np.pi, 60)
+    ring = np.stack([0.06 * np.cos(angles), 0.06 * np.sin(angles), np.full(60, 1.05)], 1)
+    hand = Hand()
+    hand.things["akita_black_bowl_1"] = np.concatenate([ring, ring - [0, 0, 0.05]])
+    best = grasps(hand, arm(hand), "akita_black_bowl_1")[0]
+    assert abs(np.linalg.norm(best.xy) - 0.059) < 1e-4
+    fingers = (best.rotation @ hand.hand_rotation.T @ hand.finger_axis)[:2]
+    assert abs(fingers @ best.xy) / 0.059 > 0.999, "one finger inside, one outside"
+
+
+@pytest.mark.parametrize(
+    ("goals", "missing"),
+    [
+        ([["in", "milk_1", "basket_1_contain_region"]], []),
+        ([["turnon", "flat_stove_1"], ["on", "moka_pot_1", "flat_stove_1_cook_region"]], []),
+        ([["close", "white_cabinet_1_bottom_region"]], ["close white_cabinet_1_bottom_region"]),
+        ([["in", "mug_1", "microwave_1_heating_region"]], ["in mug_1 microwave_1_heating_region"]),
+    ],
+)
+def test_goals_without_a_skill_are_named(goals, missing):
+    pytest.importorskip("mujoco")
+    from lerobot_policy_vita_vla.demos.libero_expert import unknown_goals
+
+    assert unknown_goals(goals) == missing
+
+
+def test_the_dataset_has_the_hubs_columns(tmp_path):
+    generator = np.random.default_rng(0)
+    table = features(LIBERO, SIZE)
+    assert table["observation.images.image"]["shape"] == (SIZE, SIZE, 3)
+    assert table["observation.state"]["shape"] == (8,) and table["action"]["shape"] == (7,)
+    writer = DatasetWriter(tmp_path / "demos", repo_id="local/demos", scenes=LIBERO, observation_size=SIZE)
+    demonstration = Demonstration(
+        pictures=generator.integers(0, 256, (FRAMES, 2, SIZE, SIZE, 3), dtype=np.uint8),
+        state=generator.normal(size=(FRAMES, 8)).astype(np.float32),
+        environment_state=np.zeros((FRAMES, 0), np.float32),
+        action=generator.uniform(-1, 1, (FRAMES, 7)).astype(np.float32),
+        executed_action=generator.uniform(-1, 1, (FRAMES, 7)).astype(np.float32),
+    )
+    for _ in range(2):
+        writer.append(demonstration, "pick up the milk and place it in the basket")
+    writer.finish()
+    assert check_dataset(tmp_path / "demos").ok
+
+    from lerobot.datasets import LeRobotDataset
+
+    dataset = LeRobotDataset("local/demos", root=tmp_path / "demos")
+    assert dataset.fps == 20
+    for number, name in enumerate(("image", "image2")):
+        stored = (dataset[3][f"observation.images.{name}"].permute(1, 2, 0).numpy() * 255).round()
+        np.testing.assert_array_equal(stored, demonstration.pictures[3, number])
+
+
+def test_human_demonstrations_of_the_hubs_layout_pass_the_same_check(tmp_path):
+    from lerobot.datasets import LeRobotDataset
+
+    picture = {"dtype": "image", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channel"]}
+    dataset = LeRobotDataset.create(
+        repo_id="local/libero",
+        root=tmp_path / "libero",
+        fps=10,
+        robot_type="panda",
+        use_videos=False,
+        features={
+            "observation.images.image": picture,
+            "observation.images.image2": picture,
+            "observation.state": {"dtype": "float32", "shape": (8,), "names": {"motors": list("xyzrpyab")}},
+            "action": {"dtype": "float32", "shape": (7,), "names": {"motors": list("xyzrpyg")}},
+        },
+    )
+    generator = np.random.default_rng(0)
+    for _ in range(FRAMES):
+        frame = {
+            f"observation.images.{name}": generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            for name in ("image", "image2")
+        }
+        frame["observation.state"] = generator.normal(size=8).astype(np.float32)
+        frame["action"] = np.append(generator.uniform(-1, 1, 6), 1.0).astype(np.float32)
+        dataset.add_frame({**frame, "task": "pick up the milk and place it in the basket"})
+    dataset.save_episode()
+    dataset.finalize()
+    assert check_dataset(tmp_path / "libero").ok
+    assert RecordingInfo.load(tmp_path / "libero") is None
+
+
+def test_settings_of_a_recording_name_suite_protocol_and_noise(libero_package):
+    settings = recording_settings(["libero_object_3"], 5, "light", 128, 1000, None, "lerobot")
+    assert settings["suite"] == "libero" and settings["protocol"] == "lerobot"
+    assert settings["max_steps"] == 280 and settings["noise"]["kick_chance"] == 0
+    # Meta-World's are what they were, so recordings made earlier are still recognised.
+    older = recording_settings(["reach-v3"], 5, "light", 96, 0, None)
+    assert older["noise"] == Disturbance().to_dict() and "protocol" not in older
+    assert (older["max_steps"], older["suite"]) == (260, METAWORLD.name)
