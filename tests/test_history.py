@@ -11,6 +11,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import teacher_helpers
 from lerobot_policy_vita_vla.chunking import ObservationHistory
+from lerobot_policy_vita_vla.evaluation.agreement import _ask
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
 from lerobot_policy_vita_vla.vla.presets import preset_values
@@ -114,6 +115,22 @@ def test_padded_steps_and_padded_samples_change_nothing(paths):
     changed[CAMERA][1, : H - 1] = 0.0
     changed["observation.state"][1, : H - 1] = 9.0
     assert torch.equal(policy.chunk_of_history(changed), chunks)
+
+
+def test_agreement_asks_with_the_history_that_an_episode_has(paths):
+    policy, batch = student(paths).eval(), history_batch()
+
+    class Wide(FakeTeacher):  # reads the last step, as a teacher without history does
+        def targets(self, batch):
+            return super().targets({k: v[:, -1] if torch.is_tensor(v) else v for k, v in batch.items()})
+
+    def same(value):
+        return value
+
+    answers = _ask(Wide(), policy, same, same, iter([batch]), "cpu")
+    for i, count in enumerate((3, 1, 2)):
+        alone = policy.chunk_of_history(row(batch, i, H - count))
+        torch.testing.assert_close(torch.from_numpy(answers.student[i]), alone[0], atol=1e-5, rtol=0)
 
 
 def test_every_step_is_supervised_with_its_own_chunk(paths):

@@ -186,12 +186,13 @@ def _ask(teacher, policy, preprocess, postprocess, batches: Iterator[dict[str, A
     if decoder is not None:
         hook = decoder.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
     for batch in batches:
-        names = [key for key in batch if key.startswith("observation.") and not key.endswith("_is_pad")]
-        seen = {key: batch[key] for key in ("task", *names)}
+        # With the marks of what LeRobot repeats before an episode's start: a history must not read it as seen.
+        seen = {key: value for key, value in batch.items() if key == "task" or key.startswith("observation.")}
         seen |= {key: value.to(device) for key, value in seen.items() if torch.is_tensor(value)}
         # A student knows from alignment which camera is which.
         cameras = getattr(policy.config, "teacher_cameras", None) or match_cameras(
-            teacher.cameras, [key for key in names if key.startswith("observation.image")]
+            teacher.cameras,
+            [key for key in seen if key.startswith("observation.image") and not key.endswith("_is_pad")],
         )
         for_teacher = {**seen, **{want: seen[have] for want, have in cameras.items()}}
         rows["teacher"].append(teacher.predict_action_chunk(for_teacher).float().cpu().numpy())
@@ -217,6 +218,7 @@ def _ask(teacher, policy, preprocess, postprocess, batches: Iterator[dict[str, A
 def _student_chunk(policy, preprocess, postprocess, seen: dict[str, Any]) -> np.ndarray:
     steps = _history(policy.config)
     if steps == 1:
+        seen = {key: value for key, value in seen.items() if not key.endswith("_is_pad")}
         seen = {key: value[:, -1] if _has_frames(key, value) else value for key, value in seen.items()}
     policy.reset()
     predict = policy.chunk_of_history if steps > 1 else policy.predict_action_chunk
