@@ -138,6 +138,16 @@ row = dict(step=int(arguments[arguments.index("--steps") + 1]), update_s=0.1, da
 """
 
 
+def test_a_student_of_other_settings_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    calls, out = tmp_path / "calls", tmp_path / "students" / "two_stage-20-seed0"
+    monkeypatch.setattr(ablate, "CLI", (sys.executable, "-c", TRAINER.format(calls=str(calls))))
+    for _ in range(2):
+        ablate._run("finetune", out, ["--steps", "20"])
+    with pytest.raises(ValueError, match=r"was: --steps 20\n  now: --steps 20 --seed 1\n.*another --out"):
+        ablate._run("finetune", out, ["--steps", "20", "--seed", "1"])
+    assert calls.read_text().split() == [out.name]
+
+
 def test_the_same_command_in_two_processes_shares_the_work(tmp_path, monkeypatch):
     calls = tmp_path / "calls"
     monkeypatch.setattr(ablate, "CLI", (sys.executable, "-c", TRAINER.format(calls=str(calls))))

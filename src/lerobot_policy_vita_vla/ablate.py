@@ -252,10 +252,16 @@ def _run(verb: str, out: Path, arguments: list[str]) -> None:
     """Run one training command unless its checkpoint is there already; `Busy` where another process does."""
     command = [*CLI, verb, *arguments, "--out", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    log = out.parent / f"{out.name}.log"
+    log, asked = out.parent / f"{out.name}.log", out.parent / f"{out.name}.command"
     with claim(out):
         if _finished(out):
+            if asked.exists() and asked.read_text() != shlex.join(arguments):
+                raise ValueError(
+                    f"{out} was trained with other settings:\n  was: {asked.read_text()}\n  now: "
+                    f"{shlex.join(arguments)}\none table holds one recipe: choose another --out"
+                )
             return
+        asked.write_text(shlex.join(arguments))
         if out.exists():  # a run that was interrupted before its only checkpoint
             out.rename(out.with_name(f"{out.name}.interrupted-{int(out.stat().st_mtime)}"))
         with log.open("w") as file:
