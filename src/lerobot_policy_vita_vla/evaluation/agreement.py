@@ -186,7 +186,7 @@ def _ask(teacher, policy, preprocess, postprocess, batches: Iterator[dict[str, A
     if decoder is not None:
         hook = decoder.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
     for batch in batches:
-        # With the marks of what LeRobot repeats before an episode's start: a history must not read it as seen.
+        # With the marks of what LeRobot repeats before an episode starts: a history must not read it as seen.
         seen = {key: value for key, value in batch.items() if key == "task" or key.startswith("observation.")}
         seen |= {key: value.to(device) for key, value in seen.items() if torch.is_tensor(value)}
         # A student knows from alignment which camera is which.
