@@ -89,6 +89,7 @@ FOLDERS = (
     "src/lerobot_policy_vita_vla/vlm",
     "src/lerobot_policy_vita_vla/training",
     "src/lerobot_policy_vita_vla/evaluation",
+    "src/lerobot_policy_vita_vla/bench",
     "src/vita_vla_cli",
     "src/vita_vla_cli/verbs",
     "scripts",

@@ -23,6 +23,7 @@ VERBS = {
     "eval": "vita_vla_cli.verbs.evaluation",
     "report": "vita_vla_cli.verbs.evaluation",
     "plan": "vita_vla_cli.verbs.plan",
+    "bench": "vita_vla_cli.verbs.bench",
     "ablate": "vita_vla_cli.verbs.ablation",
     "quickstart": "vita_vla_cli.verbs.quickstart",
     "vlm": "vita_vla_cli.verbs.vlm",

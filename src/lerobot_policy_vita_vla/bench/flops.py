@@ -1,0 +1,138 @@
+"""Counting the arithmetic of what runs, and what formulas say it should be.
+
+Conventions: one multiplication with its addition is 2 FLOP; only matrix products, convolutions and attention
+count (a thousandth of a VLM's step is anything else). Letters: P weights that multiply, n tokens (rows), d
+attention width (heads x head size), L layers, m tokens of a prefix.
+
+    linear layers             2 P n              backward: 2 P n towards the input, 2 P n towards the weights
+    attention, all to all     4 n^2 d L          backward: twice that as two products each, 2.5 times fused
+    attention, causal         4 n(n+1)/2 d L     what a fused causal kernel does; a masked one does all to all
+
+A step whose prefix needs no gradient (stage 1) therefore does, for m prefix and s suffix tokens,
+
+    2 P m + attention(m)  +  (2 + 2) P s + (1 + backward) 4 s (m + s) d L
+
+instead of ``(2 + 2) P (m + s) + ...`` for both, which is the speed-up that `vita-vla bench align` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FUSED_BACKWARD = 2.5
+"""Work of a fused attention's backward over its forward: it computes the scores again."""
+PLAIN_BACKWARD = 2.0
+
+
+def count(call: Callable[[], object]) -> int:
+    """FLOP of one call, its backward included where it runs one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The shape of a stack of transformer layers, as far as arithmetic goes.
+
+    Args:
+        layers: L.
+        weights: P, weights of all its linear layers together.
+        width: d.
+    """
+
+    layers: int
+    weights: int
+    width: int
+
+    @classmethod
+    def decoder(
+        cls, *, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int
+    ) -> Transformer:
+        """A language model's decoder: q, k, v, o and a gated MLP of three products in every layer."""
+        attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+        return cls(layers, layers * (attention + 3 * hidden * intermediate), heads * head_dim)
+
+    @classmethod
+    def encoder(cls, *, layers: int, hidden: int, intermediate: int) -> Transformer:
+        """An image encoder: q, k, v, o and an MLP of two products in every layer."""
+        return cls(layers, layers * (4 * hidden**2 + 2 * hidden * intermediate), hidden)
+
+    def forward(self, queries: int, keys: int | None = None, *, causal: bool = False) -> float:
+        """FLOP of one sample's forward.
+
+        Args:
+            queries: n, tokens that go through the layers.
+            keys: Tokens that each may look at; None: the same ones.
+            causal: Whether the kernel skips what a token may not see (then ``keys`` must be None).
+        """
+        pairs = queries * (queries + 1) / 2 if causal else queries * (keys or queries)
+        return 2 * self.weights * queries + 4 * pairs * self.width * self.layers
+
+    def backward(
+        self,
+        queries: int,
+        keys: int | None = None,
+        *,
+        learns: bool,
+        fused: bool = False,
+        causal: bool = False,
+    ) -> float:
+        """FLOP of one sample's backward: towards the inputs, and towards the weights where these learn."""
+        linear = 2 * self.weights * queries
+        attention = self.forward(queries, keys, causal=causal) - linear
+        return (2 if learns else 1) * linear + (FUSED_BACKWARD if fused else PLAIN_BACKWARD) * attention
+
+
+def naive_step(text: Transformer, prefix: int, suffix: int, *, learns: bool = False) -> float:
+    """FLOP of the language model per sample, forward and backward through every token."""
+    n = prefix + suffix
+    return text.forward(n) + text.backward(n, learns=learns)
+
+
+def cached_step(text: Transformer, prefix: int, suffix: int, *, leaves_early: bool = True) -> float:
+    """FLOP of the language model per sample with a prefix without gradient.
+
+    Args:
+        text: Its shape.
+        prefix: m.
+        suffix: s.
+        leaves_early: The prefix pass ends with the last layer's keys and values (`vla.caches`), so all of
+            that layer but their two products is left out.
+    """
+    before = text.forward(prefix)
+    if leaves_early:
+        one = Transformer(1, text.weights // text.layers, text.width)
+        before -= one.forward(prefix)
+    n = prefix + suffix
+    return before + text.forward(suffix, n) + text.backward(suffix, n, learns=False)
+
+
+def matmul_peak(device: str = "cuda", *, size: int = 8192, seconds: float = 1.0) -> float:
+    """FLOP per second that large bfloat16 products sustain on a device: the machine's measured limit.
+
+    Args:
+        device: Where.
+        size: Rows, columns and depth of the square products.
+        seconds: How long they are repeated.
+    """
+    import time
+
+    import torch
+
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    b = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    for _ in range(3):
+        a @ b
+    wait()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for _ in range(10):
+            a @ b
+        wait()
+        done += 10
+    return done * 2 * size**3 / (time.perf_counter() - start)
