@@ -122,6 +122,7 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
         prefix_tokens=tokens,
         patches=CAMERAS * ((px // patch) ** 2 + 1),
         pictures=CAMERAS,
+        pixels=CAMERAS * 3 * px**2,
         state_dim=S,
         chunk_size=T,
         num_queries=T,

@@ -5,11 +5,16 @@
 Configurations: the mini VLM at align and at finetune, and an InternVL of 8 layers x 512 with random weights
 at finetune with gradient checkpointing. Hardware: one core, 3 GiB. Takes about two minutes of CPU.
 
-Measured are real steps (forward, backward, update) in a process of their own. Memory: the highest resident
-memory (VmHWM) during the steps minus what was resident before the model was built, with an allocator that
-returns freed blocks at once (MALLOC_MMAP_THRESHOLD_). Time: CPU time of one thread, the fastest of several
-steps; single operations are measured between the steps, so that both see the same machine. Wall time is not
-used: on a busy machine it says nothing.
+Measured are real steps (forward, backward, update), in two processes of their own.
+
+Memory: the highest resident memory (VmHWM) during the steps minus what was resident before the model was
+built, when a copy of it had made a step of one sample and was gone (libraries load on first use); the
+allocator gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_), so that resident is what is alive.
+
+Time: CPU time of one thread, the median of several steps; the operations are measured between them, so
+that both see the same machine. The allocator keeps freed blocks, as a GPU's does: else the system's price for
+fresh pages, which depends on what ran before, is a third of a small step. Wall time is not used: on a busy
+machine it says nothing.
 
 Expected: every error below 0.15.
 """
@@ -17,12 +22,15 @@ Expected: every error below 0.15.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from importlib import metadata
@@ -44,7 +52,7 @@ CONFIGURATIONS = {
     },
 }
 STATE, ACTIONS, CHUNK, WIDTH, CAMERAS = 4, 4, 3, 192, 1
-STEPS = 4
+STEPS = 6
 TEXT = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -69,15 +77,15 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def child(name: str) -> dict:
-    """Predict and measure one configuration."""
+def child(name: str, what: str) -> dict:
+    """Predict and measure memory or time of one configuration."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     from lerobot_policy_vita_vla.contracts import ActionSpec
     from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss
-    from lerobot_policy_vita_vla.training.plan import update_time
-    from lerobot_policy_vita_vla.training.plan_model import Task, _prompt, task_of_vlm
+    from lerobot_policy_vita_vla.training.plan import python_seconds, update_time
+    from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task, prompt_of, task_of_vlm
     from lerobot_policy_vita_vla.training.plan_record import measure
     from lerobot_policy_vita_vla.training.plan_step import Options, record_step
     from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
@@ -104,8 +112,10 @@ def child(name: str) -> dict:
     if made["vlm"] == "internvl":
         with torch.device("meta"):
             shapes, processor = build("internvl", text=TEXT, vision=VISION, image_size=made["px"])
-        tokens, patches = _prompt(shapes.config, processor, [(made["px"], made["px"])] * CAMERAS)
-        task = replace(task, name=name, vlm=shapes.config, prefix_tokens=tokens, patches=patches)
+        tokens, patches, pixels = prompt_of(shapes.config, processor, [(made["px"], made["px"])] * CAMERAS)
+        task = replace(
+            task, name=name, vlm=shapes.config, prefix_tokens=tokens, patches=patches, pixels=pixels
+        )
     else:
         processor = load_processor(resolve_vlm("mini"))
     options = Options(
@@ -116,69 +126,83 @@ def child(name: str) -> dict:
         on_gpu=False,
     )
     step = record_step(task, options)
-    before = resident("VmRSS")
 
-    vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
-    vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
-    backbone = VLMBackbone(vlm, processor)
-    spec = ActionSpec.from_dict(task.decoder["spec"])
-    network = VitaVLANetwork(
-        backbone=backbone,
-        state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
-        queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
-        mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
-        decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
-        chunk_size=CHUNK,
-    )
-    apply_stage(network.parts(), made["stage"])
-    backbone.cached = not trains
-    if options.gradient_checkpointing:
-        backbone.checkpoint_gradients()
-    network.train()
-    backbone.set_mode(trains)
-    learned = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-4)
-    images = [torch.rand(size, 3, made["px"], made["px"]) for _ in range(CAMERAS)]
-    words, state = ["open the door"] * size, torch.randn(size, STATE)
-    action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
-    target = torch.randn(size, CHUNK, WIDTH)
+    def student(size: int) -> Callable[[], None]:
+        """A step of a fresh student on ``size`` samples."""
+        vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
+        vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
+        backbone = VLMBackbone(vlm, processor)
+        spec = ActionSpec.from_dict(task.decoder["spec"])
+        network = VitaVLANetwork(
+            backbone=backbone,
+            state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
+            queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
+            mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
+            decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
+            chunk_size=CHUNK,
+        )
+        apply_stage(network.parts(), made["stage"])
+        backbone.cached = not trains
+        if options.gradient_checkpointing:
+            backbone.checkpoint_gradients()
+        network.train()
+        backbone.set_mode(trains)
+        learned = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=1e-4)
+        images = [torch.rand(size, 3, made["px"], made["px"]) for _ in range(CAMERAS)]
+        words, state = [INSTRUCTION] * size, torch.randn(size, STATE)
+        action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
+        target = torch.randn(size, CHUNK, WIDTH)
 
-    def run() -> None:
-        features = network.features(images, words, state)
-        if trains:
-            raw = network.decoder(features)
-            loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
-        else:
-            loss, _ = align_loss(features, target, kind="mse")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        def run() -> None:
+            features = network.features(images, words, state)
+            if trains:
+                raw = network.decoder(features)
+                loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
+            else:
+                loss, _ = align_loss(features, target, kind="mse")
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
+        return run
+
+    if what == "memory":
+        student(1)()
+        gc.collect()
+        before = resident("VmRSS")
+        run = student(size)
+        run()  # makes the optimiser's states
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident memory so far
+        run()
+        measured = resident("VmHWM") - before
+        parts = {k: getattr(step, k) for k in ("weights", "gradients", "states", "kept")}
+        about = {k: getattr(task, k) for k in Task.__dataclass_fields__ if k not in ("vlm", "decoder")}
+        return {
+            "predicted": step.peak,
+            "measured": measured,
+            "error": abs(step.peak / measured - 1),
+            "parts": parts,
+            "parameters": step.parameters,
+            "task": about,
+        }
+    run = student(size)
     run()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident memory so far
-    run()
-    measured_bytes = resident("VmHWM") - before
     # Shares of the operations' measurement between the steps, so that both see the same machine.
     operations = sorted(step.calls, key=lambda o: -step.costs[o].bytes)
-    seconds, parts = [], [operations[i::STEPS] for i in range(STEPS)]
-    predicted = 0.0
-    for part in parts:
+    seconds = []
+    predicted = update_time(step, options, "cpu") + sum(step.calls.values()) * python_seconds()
+    for share in range(STEPS):
         start = time.process_time()
         run()
         seconds.append(time.process_time() - start)
-        predicted += sum(step.calls[o] * measure(o, "cpu") for o in part)
-    predicted += update_time(step, options, "cpu")
+        predicted += sum(step.calls[o] * measure(o, "cpu") for o in operations[share::STEPS])
+    measured = statistics.median(seconds)
     return {
-        "settings": made,
-        "predicted": {"memory_bytes": step.peak, "seconds": predicted},
-        "measured": {"memory_bytes": measured_bytes, "seconds": min(seconds), "all_seconds": seconds},
-        "error": {
-            "memory": abs(step.peak / measured_bytes - 1),
-            "seconds": abs(predicted / min(seconds) - 1),
-        },
-        "parts_bytes": {k: getattr(step, k) for k in ("weights", "gradients", "states", "kept")},
-        "parameters": step.parameters,
-        "task": {k: getattr(task, k) for k in Task.__dataclass_fields__ if k not in ("vlm", "decoder")},
+        "predicted": predicted,
+        "measured": measured,
+        "error": abs(predicted / measured - 1),
+        "all_measured": seconds,
     }
 
 
@@ -188,30 +212,31 @@ def main() -> None:
     parser.add_argument("--only", choices=CONFIGURATIONS, help="print one configuration, write nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "plan" / "plan_error.json")
     parser.add_argument("--child", choices=CONFIGURATIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--what", choices=("memory", "seconds"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.child)))
+        print(json.dumps(child(args.child, args.what)))
         return
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    keeping = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     found = {}
     for name in [args.only] if args.only else CONFIGURATIONS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", name],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        print(name, json.dumps({k: found[name][k] for k in ("predicted", "measured", "error")}), flush=True)
+        found[name] = {"settings": CONFIGURATIONS[name]}
+        for what, extra in (("memory", returning), ("seconds", keeping)):
+            done = subprocess.run(
+                [sys.executable, __file__, "--child", name, "--what", what],
+                env=environment | extra,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            result = found[name][what] = json.loads(done.stdout.splitlines()[-1])
+            shown = {k: result[k] for k in ("predicted", "measured", "error")}
+            print(name, what, json.dumps(shown), flush=True)
     if args.only:
         return
-    largest = max(value for entry in found.values() for value in entry["error"].values())
+    largest = max(entry[what]["error"] for entry in found.values() for what in ("memory", "seconds"))
     result = {
         "largest_error": round(largest, 4),
         "configurations": found,

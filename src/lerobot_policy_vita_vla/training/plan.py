@@ -7,7 +7,7 @@ memory traffic at the stated share of the data sheet's figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,10 +109,13 @@ def plan(
     for options, reason in ways(stage, batch_size, devices):
         options = replace(options, on_gpu=on_gpu)
         step = record_step(task, options)
+        at_once = options, step
         # A smaller batch with accumulation trains the same; the largest that fits is the fastest.
         while needed_gib(step, on_gpu) > gib and options.batch_size // options.accumulation > 1:
             options = replace(options, accumulation=_next_divisor(batch_size, options.accumulation))
             step = record_step(task, options)
+        if needed_gib(step, on_gpu) > gib:
+            options, step = at_once
         if options.accumulation > 1:
             reason += f", in {options.accumulation} batches per update"
         seconds = update_seconds(step, options, speed) if speed else None
@@ -136,6 +139,8 @@ def ways(stage: str, batch_size: int, devices: int) -> Iterator[tuple[Options, s
             replace(shared, gradient_checkpointing=True),
             f"every weight learns; spread over {devices} (configs/fsdp.yaml), a forward pass more",
         )
+    half = replace(base, vlm_dtype="bfloat16", gradient_checkpointing=True)
+    yield half, "every weight learns in half precision, which loses small updates; a forward pass more"
     lora = replace(base, lora_rank=LORA_RANK, vlm_dtype="bfloat16")
     yield lora, "adapters learn on a half-precision VLM, not the paper's training"
     yield (
@@ -168,7 +173,32 @@ def update_seconds(step: Step, options: Options, speed: str) -> float:
             batch += count * max(cost.flops / compute, cost.bytes / bandwidth)
         return batch * options.accumulation + step.update_bytes / bandwidth
     batch = sum(count * measure(operation, speed) for operation, count in step.calls.items())
+    if speed == "cpu":
+        # A GPU works while Python goes ahead; a CPU does both.
+        batch += sum(step.calls.values()) * python_seconds()
     return batch * options.accumulation + update_time(step, options, speed)
+
+
+def python_seconds() -> float:
+    """What modules and autograd take around one operation, on this machine."""
+    chain = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(50)))
+    inputs = torch.zeros(1, 1)
+
+    def run() -> None:
+        chain(inputs).sum().backward()
+
+    # Six operations each, with backward.
+    return measure(Operation(run_with_gradient(run), (), ()), "cpu") / 300
+
+
+def run_with_gradient(run: Callable[[], None]) -> Callable[[], None]:
+    """Measuring switches gradients off."""
+
+    def with_gradient() -> None:
+        with torch.enable_grad():
+            run()
+
+    return with_gradient
 
 
 def update_time(step: Step, options: Options, device: str) -> float:

@@ -30,8 +30,8 @@ PAPER_VISION = {
     "num_attention_heads": 16,
     "attention_bias": True,
 }
-PAPER_IMAGE_TOKENS, PAPER_PATCHES = 49, 197
-"""Of one 200 x 200 picture (paper): 14 x 14 patches and the class token; 7 x 7 tokens."""
+PAPER_IMAGE_TOKENS, PAPER_PATCHES, PAPER_PX = 49, 197, 196
+"""Of one 200 x 200 picture (paper): 7 x 7 tokens; 14 x 14 patches of 14 px and the class token."""
 TEXT_TOKENS = 40
 """Of an instruction in its chat turn, where no tokenizer is at hand (our choice: LIBERO's take 25 to 45)."""
 INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
@@ -47,6 +47,7 @@ class Task:
         prefix_tokens: L, of one sample.
         patches: Positions that the image encoder computes for one sample.
         pictures: In one sample.
+        pixels: Numbers of the VLM's image input for one sample.
         state_dim: S.
         chunk_size: T.
         num_queries: K.
@@ -59,6 +60,7 @@ class Task:
     prefix_tokens: int
     patches: int
     pictures: int
+    pixels: int
     state_dim: int
     chunk_size: int
     num_queries: int
@@ -82,13 +84,14 @@ def task_of_policy(folder: Path) -> Task:
     sizes = [tuple(f["shape"][-2:]) for f in features.values() if f["type"] == "VISUAL"]
     state = features.get("observation.state", {"shape": [1]})
     config = AutoConfig.for_model(**saved["vlm_config"])
-    tokens, patches = _prompt(config, load_processor(folder / "vlm_processor"), sizes)
+    tokens, patches, pixels = prompt_of(config, load_processor(folder / "vlm_processor"), sizes)
     return Task(
         name=str(folder),
         vlm=config,
         prefix_tokens=tokens,
         patches=patches,
         pictures=len(sizes),
+        pixels=pixels,
         state_dim=state["shape"][0],
         chunk_size=saved["chunk_size"],
         num_queries=saved["num_queries"] or saved["chunk_size"],
@@ -114,10 +117,11 @@ def task_of_vlm(
     if vlm == PAPER:
         config = paper_config()
         tokens, patches = cameras * PAPER_IMAGE_TOKENS + TEXT_TOKENS, cameras * PAPER_PATCHES
+        pixels = cameras * 3 * PAPER_PX**2
     else:
         source = resolve_vlm(vlm)
         config = AutoConfig.from_pretrained(source)
-        tokens, patches = _prompt(config, load_processor(source), [(image_px, image_px)] * cameras)
+        tokens, patches, pixels = prompt_of(config, load_processor(source), [(image_px, image_px)] * cameras)
     names = tuple(f"action_{i}" for i in range(action_dim))
     spec = ActionSpec(names, (0.0,) * action_dim, (1.0,) * action_dim, (action_dim - 1,))
     return Task(
@@ -126,6 +130,7 @@ def task_of_vlm(
         prefix_tokens=tokens,
         patches=patches,
         pictures=cameras,
+        pixels=pixels,
         state_dim=state_dim,
         chunk_size=chunk_size,
         num_queries=chunk_size,
@@ -148,8 +153,8 @@ def paper_config() -> VitaVLConfig:
     return VitaVLConfig(text_config=text.to_dict(), vision_config=vision, tie_word_embeddings=False)
 
 
-def _prompt(config: Any, processor: Any, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens and image positions of one sample, as the VLM's own processor makes them."""
+def prompt_of(config: Any, processor: Any, sizes: list[tuple[int, int]]) -> tuple[int, int, int]:
+    """Tokens, image positions and pixel values of one sample, as the VLM's own processor makes them."""
     with torch.device("meta"), no_init_weights():
         vlm = AutoModelForImageTextToText.from_config(config)
     made = VLMBackbone(vlm, processor).prompts.encode(
@@ -157,7 +162,8 @@ def _prompt(config: Any, processor: Any, sizes: list[tuple[int, int]]) -> tuple[
     )
     encoder = vlm.base_model.get_encoder(modality="image")
     patch = next(m.weight for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
-    return made.tokens["input_ids"].shape[1] - 1, made.pixels["pixel_values"].numel() // patch[0].numel()
+    pixels = made.pixels["pixel_values"].numel()
+    return made.tokens["input_ids"].shape[1] - 1, pixels // patch[0].numel(), pixels
 
 
 def make_network(task: Task, *, stage: str, vlm_dtype: str, lora_rank: int, attention: str) -> nn.Module:

@@ -131,7 +131,9 @@ def record_step(task: Task, options: Options) -> Step:
     states = 2 * gradients
     # torch's loop over parameters holds one update at a time, its fused list all of them.
     update = gradients + (gradients if options.on_gpu else 2 * largest)
-    running = max(recorder.peak, vision_peak)
+    # The camera's pictures and what the VLM's processor makes of them.
+    pictures = 2 * 4 * size * task.pixels
+    running = max(recorder.peak, vision_peak) + pictures
     if options.accumulation > 1:
         running += gradients  # those of the earlier batches
     if options.devices > 1 and not options.sharded:
@@ -141,7 +143,7 @@ def record_step(task: Task, options: Options) -> Step:
         n = options.devices
         held = (weights + states + gradients) // n
         # Two units are whole at a time, the running one and the next; one gradient is.
-        peak = held + max(recorder.peak - gradients, vision_peak) + 3 * unit
+        peak = held + max(recorder.peak - gradients, vision_peak) + pictures + 3 * unit
         weights, gradients, states = weights // n, gradients // n, states // n
     return Step(
         weights=weights,
@@ -207,6 +209,9 @@ def _image_encoder(
     layers = getattr(config, "num_hidden_layers", None) or config.depth
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     pictures, tokens = size * task.pictures, task.patches // task.pictures
+    patch = task.pixels // task.patches
+    # The tanh form is several times the other's speed or slowness, by device.
+    tanh = "tanh" if getattr(config, "hidden_act", "") in ("gelu_pytorch_tanh", "gelu_new") else "none"
     kind = torch.bfloat16 if dtype == "bfloat16" else next(vlm.parameters()).dtype
     rows = pictures * tokens
 
@@ -223,7 +228,7 @@ def _image_encoder(
         linear(width, width): (4, 2 * rows * width * width),
         Operation(F.scaled_dot_product_attention, (one, one, one), ()): (1, 4 * rows * tokens * width),
         linear(width, inner): (1, 2 * rows * width * inner),
-        Operation(F.gelu, (wide,), ()): (1, 0),
+        Operation(F.gelu, (wide,), (("approximate", tanh),)): (1, 0),
         linear(inner, width): (1, 2 * rows * width * inner),
         Operation(torch.add, (flat, flat), ()): (2, 0),
     }
@@ -231,6 +236,13 @@ def _image_encoder(
     for operation, (count, flops) in block.items():
         moved = sum(a.bytes for a in operation.args if isinstance(a, Shape)) + flat.bytes
         calls[operation], costs[operation] = count * layers, Cost(flops, moved)
+    # Camera's picture to bytes, as a processor takes it, and back: about eight passes over it.
+    picture = Shape((size * task.pixels,), (1,), torch.float32)
+    convert = Operation(torch.mul, (picture, 0.5), ())
+    calls[convert], costs[convert] = 8, Cost(0, 2 * picture.bytes)
+    embedding = linear(patch, width)
+    calls[embedding] += 1
+    costs[embedding] = Cost(2 * rows * patch * width, shape(rows, patch).bytes + flat.bytes)
     return calls, costs, rows * (2 * width + max(4 * width, 2 * inner)) * kind.itemsize
 
 
