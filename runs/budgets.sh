@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two-stage against only-finetune on the five tasks: three finetune budgets, three training seeds, one manifest,
-# at equal finetune steps and at equal total time.
+# at equal finetune steps and at equal total time. Stage 2 is the paper's: no alignment term is kept.
 #
 # Hardware: two CPU cores with AMX, no GPU. Wall time: about 45 min after runs/five_tasks.sh, whose
 # demonstrations, teacher and manifest it uses. Continues where it was stopped.
@@ -15,7 +15,7 @@ CORES=$(nproc)
 PROCESSES=${PROCESSES:-$((CORES < 2 ? CORES : 2))}
 
 ABLATE=(.venv/bin/vita-vla ablate "$RUN" --variants two_stage,only_finetune,only_finetune_equal_compute
-  --finetune-steps 30,100,300 --seeds 0,1,2)
+  --finetune-steps 30,100,300 --seeds 0,1,2 --policy.align_weight=0)
 
 if [ "$PROCESSES" -gt 1 ]; then
   export OMP_NUM_THREADS=1

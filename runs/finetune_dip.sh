@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How success moves while stage 2 runs, and which schedule keeps it from dipping first: one stage-1 checkpoint,
-# one seed, four schedules, scored after 25, 50, 100 and 300 steps on the five tasks' 100 episodes.
+# one seed, six schedules, scored after 25, 50, 100 and 300 steps on the five tasks' 100 episodes.
 #
-# Hardware: two CPU cores with AMX, no GPU. Wall time: about 12 min after runs/five_tasks.sh, whose
+# Hardware: two CPU cores with AMX, no GPU. Wall time: about 20 min after runs/five_tasks.sh, whose
 # demonstrations, aligned student and manifest it uses. Expected: results/finetune_dip/. Continues where it was
 # stopped.
 set -euo pipefail
@@ -31,6 +31,7 @@ two() {  # run both command lines side by side
   schedule $2 > "$OUT/${2%% *}.log" 2>&1 &
   wait "$first" && wait $!
 }
-two "plain" "ema --policy.ema_decay=0.99"
-two "keep_align_term --policy.align_weight=1" "slow_language --policy.lr_language=1e-4"
+two "plain --policy.align_weight=0" "ema --policy.align_weight=0 --policy.ema_decay=0.99"
+two "keep_align_term --policy.align_weight=1" "slow_language --policy.align_weight=0 --policy.lr_language=1e-4"
+two "keep_align_slow --policy.align_weight=1 --policy.lr_language=1e-4" "keep_align_strong --policy.align_weight=10"
 .venv/bin/python scripts/publish.py "$OUT" results/finetune_dip --command "bash runs/finetune_dip.sh"

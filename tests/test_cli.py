@@ -284,7 +284,33 @@ def test_finetune_line_continues_the_alignment(capsys, lerobot_reads, teacher):
     assert cfg.policy.stage == "finetune" and cfg.policy.align_loss == "norm"
     assert cfg.policy.pretrained_path == checkpoint
     assert cfg.policy.lr == 0.5
+    assert cfg.policy.align_weight == FULL.kept_alignment > 0
     assert cfg.output_dir == teacher.parent / "finetune"
+    papers = dry_run(
+        capsys, "finetune", "--demos", str(demos), "--from", str(align), "--policy.align_weight=0"
+    )
+    assert lerobot_reads(papers).policy.align_weight == 0
+
+
+def test_finetune_that_follows_a_teacher_which_is_gone_is_refused(capsys, teacher):
+    from lerobot_policy_vita_vla import VitaVLAConfig
+
+    demos, align = teacher.parent / "demos", teacher.parent / "align"
+    checkpoint = align / "checkpoints" / "last" / "pretrained_model"
+    checkpoint.mkdir(parents=True)
+    gone = teacher / "checkpoints" / "last" / "elsewhere"
+    config = VitaVLAConfig(stage="align", chunk_size=3)
+    config.teacher_path = str(gone)
+    config._save_pretrained(checkpoint)
+    line = ["finetune", "--demos", str(demos), "--from", str(align), "--dry-run"]
+    assert cli.main(line) == 2
+    message = capsys.readouterr().err
+    assert str(gone) in message and "--teacher RUN" in message and "--policy.align_weight=0" in message
+    assert cli.main([*line, "--policy.align_weight=0"]) == 0
+    assert cli.main([*line, "--teacher", str(teacher)]) == 0
+    config.teacher_path = "someone/their-teacher"  # of the hub
+    config._save_pretrained(checkpoint)
+    assert cli.main(line) == 0
 
 
 def test_only_finetune_line_starts_from_the_vlm(capsys, lerobot_reads, teacher):
@@ -292,6 +318,7 @@ def test_only_finetune_line_starts_from_the_vlm(capsys, lerobot_reads, teacher):
     words = dry_run(capsys, "finetune", "--demos", str(demos), "--teacher", str(teacher), "--only-finetune")
     cfg = lerobot_reads(words)
     assert cfg.policy.stage == "only_finetune" and cfg.policy.pretrained_path is None
+    assert cfg.policy.align_weight == 0
     assert cfg.output_dir == teacher.parent / "only_finetune"
 
 

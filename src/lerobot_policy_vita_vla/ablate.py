@@ -59,7 +59,9 @@ VARIANTS: dict[str, Variant] = {
     "one_stage": Variant(
         "both losses at once in place of two stages", align=None, finetune=("--policy.align_weight=1",)
     ),
-    "keep_align_term": Variant("the alignment term kept in stage 2", finetune=("--policy.align_weight=1",)),
+    "drop_align_term": Variant(
+        "stage 2 without the alignment term, as in the paper", finetune=("--policy.align_weight=0",)
+    ),
     "ema": Variant("what averaging the weights adds", **_both("--policy.ema_decay=0.99")),
     "no_state_encoder": Variant("what the state token adds", **_both("--policy.use_state_encoder=false")),
     "one_query": Variant("one query for the whole chunk", **_both("--policy.num_queries=1")),

@@ -32,6 +32,8 @@ class Recipe:
         teacher_flags: Further LeRobot arguments of this stage, verbatim.
         align_flags: As above.
         finetune_flags: As above; also for the run without alignment.
+        kept_alignment: Weight of the alignment term in the finetuning of an aligned student (paper: 0, with
+            which success falls before it recovers: docs/schedules.md).
         eval_episodes: Episodes per task and policy, the same for every policy.
         eval_seed: First episode seed; must lie outside the recording's.
         demo_seed: First seed of the recording.
@@ -62,6 +64,7 @@ class Recipe:
     teacher_flags: tuple[str, ...] = ()
     align_flags: tuple[str, ...] = ()
     finetune_flags: tuple[str, ...] = ()
+    kept_alignment: float = 1.0
     eval_episodes: int = 20
     eval_seed: int = 50_000
     demo_seed: int = 20_000

@@ -42,6 +42,7 @@ DESCRIPTION = """\
 Training runs inside lerobot-train. The line that does the same without this tool is printed first and kept
 in OUT/command.txt; with several GPUs start that line with `accelerate launch` or `torchrun`. Any argument of
 lerobot-train may be added as --name=value (--policy.ema_decay=0.99, --log_freq=10) and wins over ours."""
+ALIGN_WEIGHT = "--policy.align_weight"
 MEMORY = (
     "Smaller: --batch-size with half the samples; --dtype bfloat16; --policy.gradient_checkpointing=true and "
     "--policy.lora_rank=16 (align, finetune); --preset tiny (teacher)."
@@ -155,7 +156,10 @@ def _fresh(name: str, args: argparse.Namespace) -> list[str]:
         vlm = args.vlm or "mini"
         small = (_vlm_of(start) or ("mini" if args.dry_run else "")) == "mini" if start else vlm == "mini"
     _, _, lr, flags = FULL.stage(name)
-    given = {flag.split("=", 1)[0] for flag in args.extra}
+    given = dict(flag.split("=", 1) for flag in args.extra)
+    if small and start is not None and ALIGN_WEIGHT not in given:
+        _require_teacher_of(start, teacher)
+        flags = (*flags, f"{ALIGN_WEIGHT}={FULL.kept_alignment:g}")
     return training_line.compose(
         stage,
         demos=args.demos,
@@ -209,6 +213,17 @@ def _finetune_stage(args: argparse.Namespace) -> tuple[str, str | None]:
             f"--vlm {args.vlm}: --from {args.start} holds VLM {its_vlm!r} already; leave --vlm out"
         )
     return stage, start
+
+
+def _require_teacher_of(start: str, teacher: str | None) -> None:
+    """Refuse to keep the alignment term where the teacher is no longer where stage 1 found it."""
+    known = _saved_config(start).get("teacher_path")
+    on_the_hub = known is not None and len(Path(known).parts) == 2
+    if teacher is None and known and not on_the_hub and not Path(known).exists():
+        raise ValueError(
+            f"--from {start}: its teacher {known} is gone, and stage 2 keeps following it. Name where it is "
+            f"now with --teacher RUN, or do without it: {ALIGN_WEIGHT}=0"
+        )
 
 
 def _vlm_of(checkpoint: str) -> str | None:
