@@ -3,7 +3,7 @@
     python scripts/publish.py RUN results/NAME --command "make quickstart" a.teacher=teacher
 
 ``key=label`` takes the success rate of RUN/eval/label; ``key=a-b`` the difference of two labels, paired by
-episode; ``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training
+episode; ``key=label@group`` the rate over the tasks of a Meta-World difficulty group; ``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training
 seeds, from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in RUN,
 ``key=FILE.json:field/60`` divided. Only text is copied (manifest, episodes, results, learning curves,
 commands), no weights, no videos; and of RUN and RUN/ablation only what the numbers come from.
@@ -19,7 +19,14 @@ import shutil
 from datetime import date
 from pathlib import Path
 
-from lerobot_policy_vita_vla.evaluation.results import outcomes, read_result, update_summary
+from lerobot_policy_vita_vla.demos.suite import task_groups
+from lerobot_policy_vita_vla.evaluation.results import (
+    outcomes,
+    read_episodes,
+    read_result,
+    summarise,
+    update_summary,
+)
 from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
 
 SUMMARY = Path(__file__).resolve().parents[1] / "results" / "summary.json"
@@ -75,6 +82,21 @@ def ablation_number(run: Path, wanted: str) -> tuple[float, int, float, float]:
     return c["difference"], c["n_episodes"] * c["n_runs_b"], c["low"], c["high"]
 
 
+def group_rate(folder: Path, group: str) -> dict:
+    """Success rate with interval over the episodes of one difficulty group's tasks.
+
+    Raises:
+        ValueError: No such group, or none of its tasks was played.
+    """
+    groups = task_groups()
+    if group not in groups:
+        raise ValueError(f"no difficulty group {group!r}; there are {', '.join(groups)}")
+    records = [record for record in read_episodes(folder) if record["task"] in groups[group]]
+    if not records:
+        raise ValueError(f"{folder}: no episode of a task of group {group!r}")
+    return summarise(records)["overall"]
+
+
 def main() -> None:
     """Publish one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -104,7 +126,9 @@ def main() -> None:
             paired = paired_comparison(first, second)
             number, n, low, high = (paired[k] for k in ("difference", "n", "low", "high"))
         else:
-            overall = read_result(args.run / "eval" / value)["overall"]
+            label, _, group = value.partition("@")
+            folder = args.run / "eval" / label
+            overall = group_rate(folder, group) if group else read_result(folder)["overall"]
             number, n, low, high = (overall[k] for k in ("success_rate", "n_episodes", "low", "high"))
         update_summary(SUMMARY, key, number, n=n, low=low, high=high, command=args.command, date=today)
         print(f"{key}: {number:.3f} ({low:.3f} to {high:.3f}), n {n}")

@@ -100,3 +100,20 @@ def test_a_rate_is_published_without_the_ablation(publish, run, tmp_path):
 def test_a_comparison_that_was_not_made_is_refused_with_what_there_is(publish, run, wanted):
     with pytest.raises(ValueError, match=r"ablations\.json has no comparison .*only_finetune@300.*vita-vla"):
         publish(run, f"a.gain=ablation:{wanted}")
+
+
+def test_a_rate_of_one_difficulty_group(publish, run):
+    played = [
+        {"id": "a", "task": "reach-v3", "success": True},
+        {"id": "b", "task": "reach-v3", "success": False},
+        {"id": "c", "task": "assembly-v3", "success": False},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in played)
+    (run / "eval/teacher/episodes.jsonl").write_text(lines)
+    summary = publish(run, "c.easy=teacher@easy", "c.hard=teacher@hard")
+    assert (summary["c.easy"]["value"], summary["c.easy"]["n"]) == (0.5, 2)
+    assert (summary["c.hard"]["value"], summary["c.hard"]["n"]) == (0.0, 1)
+    with pytest.raises(ValueError, match="no difficulty group 'harder'; there are easy"):
+        publish(run, "c.x=teacher@harder")
+    with pytest.raises(ValueError, match="no episode of a task of group 'medium'"):
+        publish(run, "c.x=teacher@medium")

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# MT50: one multi-task teacher and student on all 50 Meta-World tasks, with only-finetune and three teachers that
+# lack an input beside them, on one manifest; rates for all tasks and by difficulty.
+#
+# SIZE=gpu: all 50 tasks, 100 demonstrations each, 20 evaluation episodes each. One GPU and 16 cores.
+# SIZE=cpu (default where there is no GPU): of each difficulty's tasks in alphabetical order every fourth from the
+# first on, 14 in all; 60 demonstrations and 10 evaluation episodes each. Two CPU cores, about 100 min.
+# Pictures of 128 px; steps per task as in runs/heldout.sh or more. Continues where it was stopped.
+# Expected: results/mt50/ and the keys c.mt50_* of results/summary.json. Not run to its end yet.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VITA=.venv/bin/vita-vla
+SIZE=${SIZE:-$(.venv/bin/python -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")')}
+RUN=${RUN:-work/mt50_$SIZE}
+if [ "$SIZE" = gpu ]; then
+  TASKS=mt50 DEMOS=100 EPISODES=20 TEACHER=40000 ALIGN=6000 FINETUNE=10000 WORKERS=$(nproc)
+else
+  TASKS=button-press-topdown,coffee-button,door-open,faucet-close,handle-pull-side,plate-slide-back-side,reach
+  TASKS+=,basketball,coffee-push,soccer,assembly,push-back,disassemble,stick-push
+  DEMOS=60 EPISODES=10 TEACHER=5600 ALIGN=840 FINETUNE=1400 WORKERS=2
+fi
+train() {  # LABEL VERB FLAG...
+  local label=$1
+  shift
+  [ -e "$RUN/$label/checkpoints/last" ] || $VITA "$1" --demos "$RUN/demos" --out "$RUN/$label" "${@:2}"
+}
+side_by_side() {  # two trainings at once, one thread each, where there is no GPU to share
+  local first=$1 second=$2
+  if [ "$SIZE" = gpu ]; then $first && $second; return; fi
+  OMP_NUM_THREADS=1 $first > "$RUN/$first.log" 2>&1 &
+  local running=$!
+  OMP_NUM_THREADS=1 $second > "$RUN/$second.log" 2>&1 && wait "$running"
+}
+teacher() { train teacher teacher --steps $TEACHER; }
+blind() { train blind_teacher teacher --steps $TEACHER --policy.use_images=false; }
+state_only() { train state_only teacher --steps $TEACHER --policy.use_images=false --policy.use_instruction=false; }
+no_instruction() { train no_instruction teacher --steps $TEACHER --policy.use_instruction=false; }
+align() { train align align --teacher "$RUN/teacher" --steps $ALIGN; }
+finetune() { train finetune finetune --from "$RUN/align" --steps $FINETUNE; }
+two_stage() { align && finetune; }
+only_finetune() { train only_finetune finetune --only-finetune --teacher "$RUN/teacher" --steps $FINETUNE; }
+
+$VITA demos record --tasks $TASKS --episodes $DEMOS --root "$RUN/demos" --size 128 --seed 20000 --workers "$WORKERS"
+side_by_side teacher no_instruction
+side_by_side two_stage only_finetune
+side_by_side blind state_only
+$VITA eval "$RUN/teacher" "$RUN/align" "$RUN/only_finetune" "$RUN/finetune" "$RUN/no_instruction" "$RUN/blind_teacher" \
+  "$RUN/state_only" --run "$RUN" --tasks $TASKS --episodes $EPISODES --size 128 --workers "$WORKERS"
+$VITA report "$RUN"
+
+NUMBERS=()
+for pair in teacher=teacher two_stage=finetune only_finetune=only_finetune blind_teacher=blind_teacher \
+  state_only=state_only no_instruction=no_instruction; do
+  NUMBERS+=("c.mt50_${pair%%=*}=${pair##*=}")
+done
+for group in easy medium hard very_hard; do
+  for pair in teacher=teacher two_stage=finetune only_finetune=only_finetune; do
+    NUMBERS+=("c.mt50_${pair%%=*}_$group=${pair##*=}@$group")
+  done
+done
+.venv/bin/python scripts/publish.py "$RUN" results/mt50 --command "SIZE=$SIZE bash runs/metaworld_mt50.sh" "${NUMBERS[@]}"
+.venv/bin/python scripts/readme_tables.py
