@@ -2,9 +2,10 @@
 
     python scripts/publish.py RUN results/NAME --command "make quickstart" a.teacher=teacher
 
-``key=label`` takes the success rate of RUN/eval/label; ``key=a-b`` the difference of two labels, paired by
-episode; ``key=label@group`` the rate over the tasks of a Meta-World difficulty group; ``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training
-seeds, from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in RUN,
+``key=label`` takes the success rate of RUN/eval/label; ``key=label@group`` that over the tasks of a
+Meta-World difficulty group; ``key=a-b`` the difference of two labels, paired by episode;
+``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training seeds,
+from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in RUN,
 ``key=FILE.json:field/60`` divided. Only text is copied (manifest, episodes, results, learning curves,
 commands), no weights, no videos; and of RUN and RUN/ablation only what the numbers come from.
 
