@@ -122,6 +122,26 @@ def test_a_scene_that_is_dropped_without_close_leaves_the_others_pictures_alone(
     np.testing.assert_array_equal(door.reset(seed=3)[0]["pixels"], expected)
 
 
+def test_scenes_that_share_a_drawing_context_draw_what_one_of_their_own_draws():
+    import mujoco
+
+    mine, other = SceneEnv("door-open", observation_size=48), SceneEnv("door-open", observation_size=48)
+    pictures = [(env.reset(seed=seed)[0]["pixels"], env) for env, seed in ((mine, 1), (other, 2), (mine, 3))]
+    assert mine._drawing is other._drawing
+    assert (pictures[0][0] != pictures[1][0]).any(), "the door stands elsewhere"
+    for picture, env in pictures[1:]:
+        with mujoco.Renderer(env._env.model, 48, 48) as own:
+            own.update_scene(env._env.data, camera="corner2")
+            own.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            own.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            np.testing.assert_array_equal(np.flip(own.render(), (0, 1)), picture)
+            # What MuJoCo frees it frees in whichever context is current.
+            own.render()
+    mine.close()
+    np.testing.assert_array_equal(other.reset(seed=2)[0]["pixels"], pictures[1][0])
+    other.close()
+
+
 @pytest.mark.parametrize("task", ["assembly", "basketball", "peg-unplug-side", "push-back"])
 def test_a_gripper_of_two_values_does_not_cost_an_expert_its_success(task):
     env = SceneEnv(task, observation_size=16)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,10 @@ from lerobot_policy_vita_vla.demos.suite import (
 ensure_gl()
 
 import metaworld  # noqa: E402
-import mujoco  # noqa: E402
 from lerobot.envs.metaworld import MetaworldEnv  # noqa: E402
 from PIL import Image  # noqa: E402
+
+from lerobot_policy_vita_vla.demos.metaworld_pictures import Drawing, lighten, shared_drawing  # noqa: E402
 
 __all__ = ["RENDER_QUALITIES", "SceneEnv", "ensure_gl", "gl_renderer", "resolve_tasks"]
 
@@ -93,7 +93,7 @@ class SceneEnv(MetaworldEnv):
         # The name by which LeRobot's rollout finds the step limit.
         self._max_episode_steps = episode_length
         self.rendering = True
-        self._renderer: mujoco.Renderer | None = None
+        self._drawing: Drawing | None = None
         self._raw: np.ndarray | None = None
         self._picture: np.ndarray | None = None
         self._stale = True
@@ -170,12 +170,10 @@ class SceneEnv(MetaworldEnv):
         return action
 
     def close(self) -> None:
-        """Free the simulator and the drawing contexts."""
-        if self._renderer is not None:
-            self._release()
-            self._renderer = None
-        elif self._env is not None and (viewer := self._env.mujoco_renderer.viewer) is not None:
-            viewer.make_context_current()  # for the reason given in _free
+        """Free the simulator, and the drawing context unless other scenes use it."""
+        self._drawing = None
+        if self._env is not None and (viewer := self._env.mujoco_renderer.viewer) is not None:
+            viewer.make_context_current()  # what MuJoCo frees it frees in whichever context is current
             viewer.con.free()
         super().close()
         self._env = None
@@ -192,24 +190,13 @@ class SceneEnv(MetaworldEnv):
         env.model.camera(CAMERA).pos[:] = CAMERA_POSITION
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
-        self._lighten(env.model)
+        lighten(env.model, RENDER_QUALITIES[self.quality])
         self._env = env
 
     def _format_raw_obs(self, raw_obs: np.ndarray) -> dict[str, np.ndarray]:
         self._raw, self._stale = np.asarray(raw_obs), True
         picture = self.render() if self.rendering or self._picture is None else self._picture.copy()
         return {"pixels": picture, "agent_pos": self._raw[:4].copy()}
-
-    def _lighten(self, model: mujoco.MjModel) -> None:
-        quality = RENDER_QUALITIES[self.quality]
-        if quality.native:
-            return
-        model.vis.quality.offsamples = quality.samples
-        if not quality.shadows:
-            model.vis.quality.shadowsize = 0
-        for geom in range(model.ngeom):
-            if _is_heavy_arm_mesh(model, geom, quality.hide_meshes_above):
-                model.geom_rgba[geom, 3] = 0.0
 
     def _draw(self) -> np.ndarray:
         quality, size = RENDER_QUALITIES[self.quality], self.observation_height
@@ -221,35 +208,6 @@ class SceneEnv(MetaworldEnv):
             if size == NATIVE_SIZE:
                 return image.copy()
             return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(self._env.model, size, size)
-            # For a scene that is dropped without close(), and before the interpreter exits: freed later,
-            # MuJoCo's drawing context complains with a traceback.
-            self._release = weakref.finalize(self, _free, self._renderer)
-        self._renderer.update_scene(self._env.data, camera=CAMERA)
-        if not quality.shadows:
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        # LeRobot turns this camera's picture by 180 degrees.
-        return np.flip(self._renderer.render(), (0, 1)).copy()
-
-
-def _free(renderer: mujoco.Renderer) -> None:
-    # What MuJoCo frees it frees in whichever context is current; drawing makes this renderer's current.
-    # Without that, another scene's pictures would break.
-    renderer.render()
-    renderer.close()
-
-
-def _is_heavy_arm_mesh(model: mujoco.MjModel, geom: int, limit: int | None) -> bool:
-    if limit is None or model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH:
-        return False
-    body = model.body(model.geom_bodyid[geom]).name
-    # right_hand is the block that carries the fingers; the fingers themselves are other bodies.
-    of_the_arm = body.startswith("right_l") or body in (
-        "head",
-        "pedestal",
-        "right_arm_base_link",
-        "right_hand",
-    )
-    return of_the_arm and model.mesh_facenum[model.geom_dataid[geom]] > limit
+        if self._drawing is None:
+            self._drawing = shared_drawing(self.task, self._env.model, quality, size)
+        return self._drawing.draw(self._env.model, self._env.data)
