@@ -16,6 +16,7 @@ class LookingPredictor:
 
     policy_type, fingerprint = "looking", "looking-1"
     n_action_steps, ensemble_coeff, n_obs_steps, uses_images = None, None, 1, True
+    execute_from = 0
 
     def __init__(self, **settings):
         self.calls: list[int] = []

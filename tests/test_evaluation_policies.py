@@ -111,6 +111,18 @@ def test_every_way_of_execution_can_be_asked_for(seer):
     assert settings(temporal_ensemble_coeff=0.01) == (1, 0.01)
 
 
+def test_evaluation_starts_at_the_action_that_the_policy_starts_at():
+    policy = make_policy()
+    policy.config.execute_from, policy.config.n_action_steps = 1, 1
+
+    def made(**given):
+        return PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x", **given)
+
+    assert (made().execute_from, made().n_action_steps) == (1, 1)
+    # Who says how chunks are executed says all of it.
+    assert made(n_action_steps=2).execute_from == 0 == made(temporal_ensemble_coeff=0.01).execute_from
+
+
 def test_a_history_reaches_the_policy_as_the_episode_saw_it():
     policy = make_policy(n_obs_steps=3)
     predictor = PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")

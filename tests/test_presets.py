@@ -60,6 +60,26 @@ def test_presets_fill_in_and_flags_win():
     assert mine.n_action_steps == 3 and mine.temporal_ensemble_coeff is None
 
 
+def test_calvin_executes_the_second_action_unless_told_otherwise():
+    execution = "n_action_steps", "temporal_ensemble_coeff", "execute_from"
+
+    def executes(**settings):
+        made = config(**settings)
+        return tuple(getattr(made, name) for name in execution)
+
+    assert executes(preset="paper-calvin") == executes(preset="paper-calvin", preset_follows="code")
+    assert executes(preset="paper-calvin") == (1, None, 1)
+    assert executes(preset="paper-calvin", execute_from=0) == (1, None, 0)
+    # Checkpoints from before the setting existed name how many actions they execute, and began at the first.
+    assert executes(preset="paper-calvin", n_action_steps=1) == (1, None, 0)
+    assert executes(preset="paper-calvin", temporal_ensemble_coeff=0.01) == (1, 0.01, 0)
+    assert executes(execute_from=1) == (2, None, 1)
+    with pytest.raises(ValueError, match="averages what several chunks say about the present step"):
+        config(preset="paper-libero", execute_from=1)
+    with pytest.raises(ValueError, match="pass --policy.n_action_steps=2"):
+        config(execute_from=1, n_action_steps=3)
+
+
 def test_unknown_presets_and_senseless_settings_are_refused():
     for settings, problem in (
         ({"preset": "paper"}, "--policy.preset must be one of .'ours', 'paper-libero', 'paper-calvin'"),

@@ -122,6 +122,19 @@ def test_queue_replays_the_chunk_then_asks_again():
     assert executor.next_action(predict).item() == 40
 
 
+def test_execution_starts_where_it_is_told_to():
+    executor, asked = ChunkExecutor(chunk_size=4, n_action_steps=2, execute_from=1), []
+
+    def predict():
+        asked.append(1)
+        return torch.arange(4.0).view(1, 4, 1) + 10 * len(asked)
+
+    assert [executor.next_action(predict).item() for _ in range(3)] == [11, 12, 21]
+    executor = ChunkExecutor(chunk_size=3, n_action_steps=1, execute_from=1)  # the paper's code on CALVIN
+    chunks = (torch.tensor([[[0.0], [n], [9.0]]]) for n in (5.0, 6.0))
+    assert [executor.next_action(lambda: next(chunks)).item() for _ in range(2)] == [5, 6]
+
+
 def test_ensembling_weighs_overlapping_predictions():
     executor = ChunkExecutor(chunk_size=2, n_action_steps=1, ensemble_coeff=math.log(3))
     first = executor.next_action(lambda: torch.tensor([[[1.0], [2.0]]]))
@@ -147,6 +160,14 @@ def test_contradicting_chunk_settings_are_refused():
         ChunkExecutor(chunk_size=3, n_action_steps=4)
     with pytest.raises(ValueError, match="n_action_steps must be 1"):
         ChunkExecutor(chunk_size=3, n_action_steps=2, ensemble_coeff=0.01)
+    with pytest.raises(ValueError, match="from index 2 .* pass --policy.n_action_steps=1"):
+        ChunkExecutor(chunk_size=3, n_action_steps=2, execute_from=2)
+    with pytest.raises(ValueError, match="pass --policy.execute_from=2"):
+        ChunkExecutor(chunk_size=3, n_action_steps=1, execute_from=3)
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        ChunkExecutor(chunk_size=3, n_action_steps=1, execute_from=-1)
+    with pytest.raises(ValueError, match="averages what several chunks say about the present step"):
+        ChunkExecutor(chunk_size=3, n_action_steps=1, ensemble_coeff=0.01, execute_from=1)
 
 
 def test_history_starts_by_repeating_the_first_observation():

@@ -1,5 +1,6 @@
 """The student as LeRobot sees it: losses, checkpoints, actions."""
 
+import json
 import types
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import teacher_helpers
 from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.vla import checkpoint
 from lerobot_policy_vita_vla.vla.augmentation import random_shift
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
@@ -121,6 +123,29 @@ def test_damaged_checkpoint_is_refused_by_name(paths):
         VitaVLAPolicy.from_pretrained(paths[2])
     with pytest.raises(ValueError, match="no checkpoint at"):
         VitaVLAPolicy.from_pretrained(paths[2] / "nothing")
+
+
+def test_checkpoints_from_before_a_setting_existed_go_on_as_they_were_made(paths):
+    policy = student(paths).eval()
+    policy.save_pretrained(paths[2])
+    file = paths[2] / "config.json"
+    saved = json.loads(file.read_text())
+    older = {k: v for k, v in saved.items() if k not in checkpoint.BEFORE and k != "execute_from"}
+    file.write_text(json.dumps(older))
+    batch = make_batch()
+    loaded = VitaVLAPolicy.from_pretrained(paths[2]).eval()
+    assert (loaded.config.preset, loaded.config.one_hot_gripper, loaded.config.execute_from) == (
+        "ours",
+        False,
+        0,
+    )
+    assert torch.equal(loaded.predict_action_chunk(batch), policy.predict_action_chunk(batch))
+    config = PreTrainedConfig.from_pretrained(paths[2], cli_overrides=["--one_hot_gripper=true"])
+    with pytest.raises(ValueError, match="one_hot_gripper=True differs from the checkpoint's False"):
+        VitaVLAPolicy.from_pretrained(paths[2], config=config)
+    file.write_text(json.dumps({k: v for k, v in older.items() if k != "decoder_init"}))
+    with pytest.raises(ValueError, match="config.json lacks 'decoder_init'"):
+        VitaVLAPolicy.from_pretrained(paths[2])
 
 
 def test_settings_that_shape_the_network_cannot_change(paths):

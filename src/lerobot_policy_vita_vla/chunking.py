@@ -3,6 +3,9 @@
 A chunk of T actions is predicted at once. Either its first ``n_action_steps`` are executed open loop and then
 a new chunk is asked for, or a chunk is predicted at every step and overlapping predictions are averaged with
 weights ``exp(-m i)``, i = 0 for the oldest (the paper's evaluation: m = 0.01; Zhao et al. 2023, algorithm 2).
+
+Index 0 of a chunk is meant for the step at which it is predicted. ``execute_from`` = k starts execution at
+index k instead, so that every action comes k steps early (the paper's code on CALVIN: k = 1).
 """
 
 from __future__ import annotations
@@ -22,11 +25,20 @@ class ChunkExecutor:
         n_action_steps: How many actions of a chunk are executed before the next is predicted, 1..T.
         ensemble_coeff: m of the temporal ensembling, or None. Needs ``n_action_steps == 1``, since every step
             predicts.
+        execute_from: Index of the first action that is executed, 0..T - n_action_steps; not with ensembling.
     """
 
-    def __init__(self, *, chunk_size: int, n_action_steps: int, ensemble_coeff: float | None = None):
-        check_chunking(chunk_size, n_action_steps, ensemble_coeff)
+    def __init__(
+        self,
+        *,
+        chunk_size: int,
+        n_action_steps: int,
+        ensemble_coeff: float | None = None,
+        execute_from: int = 0,
+    ):
+        check_chunking(chunk_size, n_action_steps, ensemble_coeff, execute_from)
         self.chunk_size, self.n_action_steps, self.ensemble_coeff = chunk_size, n_action_steps, ensemble_coeff
+        self.execute_from = execute_from
         self.reset()
 
     def reset(self) -> None:
@@ -45,7 +57,8 @@ class ChunkExecutor:
         if self.ensemble_coeff is not None:
             return self._ensemble(predict())
         if not self._action_queue:
-            self._action_queue.extend(predict()[:, : self.n_action_steps].transpose(0, 1))
+            executed = slice(self.execute_from, self.execute_from + self.n_action_steps)
+            self._action_queue.extend(predict()[:, executed].transpose(0, 1))
         return self._action_queue.popleft()
 
     def _ensemble(self, chunk_BTA: Tensor) -> Tensor:
@@ -57,7 +70,9 @@ class ChunkExecutor:
         return torch.einsum("n,nba->ba", (weights / weights.sum()).to(votes.dtype), votes)
 
 
-def check_chunking(chunk_size: int, n_action_steps: int, ensemble_coeff: float | None) -> None:
+def check_chunking(
+    chunk_size: int, n_action_steps: int, ensemble_coeff: float | None, execute_from: int = 0
+) -> None:
     """Raise ValueError for settings that contradict each other."""
     if not 1 <= n_action_steps <= chunk_size:
         raise ValueError(
@@ -68,6 +83,25 @@ def check_chunking(chunk_size: int, n_action_steps: int, ensemble_coeff: float |
         raise ValueError(
             "temporal ensembling predicts at every step, so n_action_steps must be 1, got "
             f"{n_action_steps}; pass --policy.n_action_steps=1"
+        )
+    if execute_from < 0:
+        raise ValueError(f"execute_from is an index into the chunk, 0 or more, got {execute_from}")
+    if execute_from and ensemble_coeff is not None:
+        # Votes for a later step could be averaged too, but nothing that was ever evaluated does so.
+        raise ValueError(
+            "temporal ensembling averages what several chunks say about the present step, execute_from="
+            f"{execute_from} executes what is meant for a later one; pass --policy.execute_from=0, or "
+            "--policy.n_action_steps=1 without a temporal_ensemble_coeff"
+        )
+    if execute_from + n_action_steps > chunk_size:
+        raise ValueError(
+            f"a chunk of {chunk_size} has no {n_action_steps} actions (n_action_steps) from index "
+            f"{execute_from} (execute_from) on; pass "
+            + (
+                f"--policy.n_action_steps={chunk_size - execute_from}"
+                if execute_from < chunk_size
+                else f"--policy.execute_from={chunk_size - n_action_steps}"
+            )
         )
 
 

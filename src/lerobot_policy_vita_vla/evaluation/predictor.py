@@ -37,6 +37,8 @@ class ChunkPredictor(Protocol):
     n_action_steps: int | None
     """Actions of a chunk to execute; None is all of them."""
     ensemble_coeff: float | None
+    execute_from: int
+    """Index in a chunk of the first action to execute."""
     n_obs_steps: int
     uses_images: bool
     fingerprint: str
@@ -60,7 +62,8 @@ class PolicyPredictor:
         preprocessor: Its saved preprocessing pipeline.
         postprocessor: Its saved postprocessing pipeline.
         fingerprint: See `ChunkPredictor`.
-        n_action_steps: Instead of the policy's own; given alone it also turns ensembling off.
+        n_action_steps: Instead of the policy's own; given alone it also turns ensembling off, and execution
+            starts at the chunk's first action.
         temporal_ensemble_coeff: Instead of the policy's own; executes one action per prediction.
         conversion: Where the policy's conventions are not the simulator's.
         scenes: The suite that is played.
@@ -83,9 +86,11 @@ class PolicyPredictor:
         self.policy, self.preprocessor, self.postprocessor = policy.eval(), preprocessor, postprocessor
         self.fingerprint, self.policy_type = fingerprint, config.type
         self.n_action_steps, self.ensemble_coeff = n_action_steps, temporal_ensemble_coeff
+        self.execute_from = 0
         if n_action_steps is None and temporal_ensemble_coeff is None:
             self.n_action_steps = getattr(config, "n_action_steps", None)
             self.ensemble_coeff = getattr(config, "temporal_ensemble_coeff", None)
+            self.execute_from = getattr(config, "execute_from", 0)
         if self.ensemble_coeff is not None and self.n_action_steps is None:
             self.n_action_steps = 1
         self.n_obs_steps = getattr(config, "n_obs_steps", 1) or 1

@@ -69,6 +69,7 @@ class RunRecord:
                 "chunk_size": settings.chunk_size,
                 "n_action_steps": settings.n_action_steps,
                 "temporal_ensemble_coeff": settings.ensemble_coeff,
+                "execute_from": settings.execute_from,
                 "n_obs_steps": settings.n_obs_steps,
                 "rows_per_call": plan.rows,
                 "stochastic": plan.stochastic,

@@ -88,7 +88,7 @@ def evaluate(
         videos_per_task: How many failures and how many successes of each task are filmed.
         device: Where the policy runs; None: ``cuda`` if there is one.
         n_action_steps: Actions executed per prediction, instead of the policy's own setting; given alone it
-            also turns temporal ensembling off.
+            also turns temporal ensembling off, and execution starts at the chunk's first action.
         temporal_ensemble_coeff: Ensembling instead of the policy's own setting; one action per prediction.
         resume: False deletes what the folder holds of an earlier evaluation and starts over.
         allow_other_recording: Go on although the policy was trained on other pictures, or on these episodes.
@@ -175,12 +175,15 @@ def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, B
     settings = Settings(
         **scene,
         chunk_size=chunk_size,
-        n_action_steps=predictor.n_action_steps or chunk_size,
+        n_action_steps=predictor.n_action_steps or chunk_size - predictor.execute_from,
         ensemble_coeff=predictor.ensemble_coeff,
+        execute_from=predictor.execute_from,
         n_obs_steps=predictor.n_obs_steps,
         uses_images=predictor.uses_images,
     )
-    check_chunking(settings.chunk_size, settings.n_action_steps, settings.ensemble_coeff)
+    check_chunking(
+        settings.chunk_size, settings.n_action_steps, settings.ensemble_coeff, settings.execute_from
+    )
     return predictor, settings, plan
 
 

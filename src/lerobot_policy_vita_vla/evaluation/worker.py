@@ -39,7 +39,7 @@ class Settings:
 
     Attributes:
         quality, observation_size, episode_length, suite, protocol: See `manifest.Manifest`.
-        chunk_size, n_action_steps, ensemble_coeff: See `chunking.ChunkExecutor`.
+        chunk_size, n_action_steps, ensemble_coeff, execute_from: See `chunking.ChunkExecutor`.
         n_obs_steps: H, observations per prediction.
         uses_images: False never draws (except for videos).
         expert: Let the simulator's scripted expert act; nothing is asked for.
@@ -52,6 +52,7 @@ class Settings:
     chunk_size: int = 1
     n_action_steps: int = 1
     ensemble_coeff: float | None = None
+    execute_from: int = 0
     n_obs_steps: int = 1
     uses_images: bool = True
     expert: bool = False
@@ -82,6 +83,7 @@ class Rollout:
             chunk_size=settings.chunk_size,
             n_action_steps=settings.n_action_steps,
             ensemble_coeff=settings.ensemble_coeff,
+            execute_from=settings.execute_from,
         )
         self._history = ObservationHistory(
             n_obs_steps=settings.n_obs_steps, keys=(*scenes_of(settings.suite).cameras, STATE)

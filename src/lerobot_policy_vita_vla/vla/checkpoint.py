@@ -33,6 +33,8 @@ FIXED = (
     "use_state_encoder",
     "decoder_init",
 )
+BEFORE = {"preset": "ours", "preset_follows": "paper", "one_hot_gripper": False}
+"""What students were made with before these settings existed, which their checkpoints do not name."""
 FILLED_IN = ("vlm_config", "decoder", "gripper_state_dims", "teacher_cameras", "recording", "vlm_changed")
 
 
@@ -88,8 +90,9 @@ def continue_from(config: VitaVLAConfig, checkpoint: Checkpoint) -> None:
     check_stage_order(config.stage, saved["stage"])
     fixed = (*FIXED, "vlm") if checkpoint.has_vlm else FIXED
     for name in fixed:
-        # A checkpoint from before this setting existed was made with its default.
-        before = saved.get(name, getattr(VitaVLAConfig, name, None))
+        if name not in saved and name not in BEFORE:
+            raise ValueError(f"{checkpoint.folder}/config.json lacks {name!r}: the checkpoint is damaged")
+        before = saved.get(name, BEFORE.get(name))
         if getattr(config, name) != before:
             raise ValueError(
                 f"--policy.{name}={getattr(config, name)} differs from the checkpoint's {before}, which "

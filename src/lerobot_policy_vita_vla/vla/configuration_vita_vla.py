@@ -57,7 +57,8 @@ class VitaVLAConfig(PreTrainedConfig):
         chunk_size: T, actions predicted at once. None takes the teacher's (they must agree).
         n_action_steps: Actions executed before the next prediction, 1..T [T, or 1 when ensembling].
         temporal_ensemble_coeff: m of the averaging of overlapping chunks with weights exp(-m i), i = 0 oldest
-            [none]; a preset's counts only if ``n_action_steps`` is not given.
+            [none]. Where one of these two is given, neither they nor ``execute_from`` come from the preset.
+        execute_from: Index in the chunk of the first action that is executed [0].
         num_queries: Action queries; T must be a multiple. None: T, one per action (paper).
         shared_queries: One vector for all queries, told apart by position only (paper); False: one each.
         query_init_std: Spread of the queries' initial values; 0 takes that of the VLM's token embeddings [0].
@@ -119,6 +120,7 @@ class VitaVLAConfig(PreTrainedConfig):
     chunk_size: int | None = None
     n_action_steps: int | None = None
     temporal_ensemble_coeff: float | None = None
+    execute_from: int | None = None
 
     # Added parts
     num_queries: int | None = None
@@ -182,7 +184,8 @@ class VitaVLAConfig(PreTrainedConfig):
                 # The dataset is cut into chunks before any policy exists, so T has to be known from here on.
                 self.chunk_size = _teacher_chunk_size(self.teacher_path)
             if self.chunk_size is not None and self.n_action_steps is None:
-                self.n_action_steps = self.chunk_size if self.temporal_ensemble_coeff is None else 1
+                ahead = max(self.chunk_size - self.execute_from, 1)
+                self.n_action_steps = ahead if self.temporal_ensemble_coeff is None else 1
             check_settings(self)
 
     def _fill_in_preset(self) -> None:
@@ -190,6 +193,7 @@ class VitaVLAConfig(PreTrainedConfig):
         if self.n_action_steps is not None or self.temporal_ensemble_coeff is not None:
             # How predictions are executed is one decision: who makes it, makes all of it.
             del values["n_action_steps"], values["temporal_ensemble_coeff"]
+            values["execute_from"] = 0
         for name, value in values.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

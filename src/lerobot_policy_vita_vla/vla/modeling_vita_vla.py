@@ -189,6 +189,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
             chunk_size=config.chunk_size,
             n_action_steps=config.n_action_steps,
             ensemble_coeff=config.temporal_ensemble_coeff,
+            execute_from=config.execute_from,
         )
 
     @property

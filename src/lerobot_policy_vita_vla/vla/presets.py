@@ -44,6 +44,7 @@ OURS = {
     "n_obs_steps": Option(1, "our choice: as good at small scale, and the prefix needs no gradient"),
     "n_action_steps": Option(None, "our choice: T, the whole chunk, or 1 when ensembling"),
     "temporal_ensemble_coeff": Option(None, "our choice: open loop is T times cheaper"),
+    "execute_from": Option(0, "our choice: a chunk's first action is the one for now"),
     "prompt": Option("{instruction}", "our choice: what the VLM was pretrained on"),
     "system_prompt": Option("", "our choice: other VLMs were not trained with one"),
     "query_separator": Option("", "our choice: blanks carry nothing"),
@@ -121,6 +122,7 @@ PRESETS: dict[str, dict[str, Option]] = {
     | {
         "n_obs_steps": Option(7, "code, LIBERO scripts: sequence length 7"),
         "temporal_ensemble_coeff": Option(0.01, "code, LIBERO evaluation: weights exp(-0.01 i), 0 = oldest"),
+        "execute_from": Option(0, "code, LIBERO evaluation: what the chunks say about the present step"),
         "one_hot_gripper": Option(False, "code, LIBERO: two finger positions"),
         "schedule_accumulation": _warmup(4),
     },
@@ -129,6 +131,9 @@ PRESETS: dict[str, dict[str, Option]] = {
     | {
         "n_obs_steps": Option(10, "code, CALVIN scripts: sequence length 10"),
         "temporal_ensemble_coeff": Option(None, "code, CALVIN evaluation: no ensembling"),
+        "execute_from": Option(
+            1, "code, CALVIN evaluation: the second predicted action, no reason stated (Seer: the first)"
+        ),
         "one_hot_gripper": Option(True, "code, CALVIN: open or closed (value < 1 is the first)"),
         "schedule_accumulation": _warmup(8),
     },
@@ -181,8 +186,6 @@ RUN_FLAGS = {
 }
 
 NOT_OFFERED = {
-    "CALVIN executes the second predicted action": "an index shift without a stated reason; here the "
-    "first is executed",
     "CALVIN pads its history behind the last frame in evaluation": "histories grow here, as on LIBERO",
     "real robot: gripper width by L1 with weight 1000": "a continuous gripper is scaled to [-1, 1] and "
     "regressed as an arm dimension is; the weight belongs to its unscaled unit",

@@ -33,7 +33,9 @@ def check_settings(config: VitaVLAConfig) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"--policy.{name} must be at least 1, got {getattr(config, name)}")
     if config.chunk_size is not None:
-        check_chunking(config.chunk_size, config.n_action_steps, config.temporal_ensemble_coeff)
+        check_chunking(
+            config.chunk_size, config.n_action_steps, config.temporal_ensemble_coeff, config.execute_from
+        )
         if config.num_queries is not None and (
             config.num_queries < 1 or config.chunk_size % config.num_queries != 0
         ):
