@@ -142,6 +142,12 @@ def load_strictly(policy: nn.Module, state: dict[str, Tensor], checkpoint: Check
     return loaded_average
 
 
+def leave_out_vlm(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """A hook of ``state_dict`` that drops the VLM's own weights; adapters stay."""
+    for key in [key for key in state if key.startswith(prefix + VLM_PREFIX) and ".lora_" not in key]:
+        del state[key]
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) + more) if names else "none"

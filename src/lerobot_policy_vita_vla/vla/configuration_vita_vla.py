@@ -91,6 +91,8 @@ class VitaVLAConfig(PreTrainedConfig):
         lora_targets: Layers of a block that carry adapters, such as [q_proj, v_proj]. None: all.
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
+        engine: ``"auto"`` predicts through the inference engine (engine.py), or says once why it cannot and
+            goes the plain way; ``"off"`` always goes the plain way.
         teacher_cameras: Which of our cameras feeds each of the teacher's (teacher's key: ours). Filled in
             where the names tell.
         vlm_changed: Filled in: whether a stage so far changed the VLM's own weights.
@@ -157,6 +159,7 @@ class VitaVLAConfig(PreTrainedConfig):
     lora_targets: list[str] | None = None
     gradient_checkpointing: bool = False
     dtype: str = "bfloat16"
+    engine: str = "auto"
 
     teacher_cameras: dict[str, str] = field(default_factory=dict)
     vlm_changed: bool = False

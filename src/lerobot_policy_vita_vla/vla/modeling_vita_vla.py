@@ -19,13 +19,14 @@ from lerobot_policy_vita_vla.teacher.weights import read_weights
 from lerobot_policy_vita_vla.vla.batches import observed, observed_keys, shifted
 from lerobot_policy_vita_vla.vla.building import PROCESSOR_FOLDER, build_network, state_names
 from lerobot_policy_vita_vla.vla.checkpoint import (
-    VLM_PREFIX,
     Checkpoint,
     continue_from,
+    leave_out_vlm,
     load_strictly,
     open_checkpoint,
 )
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+from lerobot_policy_vita_vla.vla.engine import Engine
 from lerobot_policy_vita_vla.vla.history import Memory, remember
 from lerobot_policy_vita_vla.vla.objective import student_loss
 from lerobot_policy_vita_vla.vla.stages import apply_stage, check_stage_order
@@ -84,8 +85,9 @@ class VitaVLAPolicy(PreTrainedPolicy):
             object.__setattr__(self, "_teacher", None)
         self._checkpoint = checkpoint
         self._start_average()
+        self.engine = Engine(self.network, config.engine)
         if config.save_vlm == "reference":
-            self.register_state_dict_post_hook(_leave_out_vlm)
+            self.register_state_dict_post_hook(leave_out_vlm)
         self.train(self.training)
         self.reset()
 
@@ -130,7 +132,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if self.training:
             self.eval()
         with self._autocast():
-            return self.network.act(*observed(batch, self.config)[:3])
+            return self.engine.act(*observed(batch, self.config)[:3])
 
     def chunk_of_history(self, batch: dict[str, Any]) -> Tensor:
         """Action chunk (B, T, A) for observations with a frame axis of H steps, without any memory."""
@@ -164,6 +166,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
     def _act_on_history(self, batch: dict[str, Any], past: Any) -> tuple[Tensor, Any]:
         if self.training:
             self.eval()
+        self.engine.give_up("a prompt of several turns goes on from its keys and values")
         with self._autocast():
             return self.network.act_on_history(*observed(batch, self.config), past)
 
@@ -294,8 +297,3 @@ class VitaVLAPolicy(PreTrainedPolicy):
         root = getattr(dataset_meta, "root", None)
         if root is not None and (info := RecordingInfo.load(root)) is not None:
             self.config.recording = info.to_dict()
-
-
-def _leave_out_vlm(module: VitaVLAPolicy, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix + VLM_PREFIX) and ".lora_" not in key]:
-        del state[key]

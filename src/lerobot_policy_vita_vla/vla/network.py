@@ -61,7 +61,7 @@ class VitaVLANetwork(nn.Module):
         """
         for image in images:
             check_shape("a camera's images", image, len(instructions), 3, None, None)
-        return self._map(self.backbone(images, instructions, self._suffix(len(instructions), state_BS)))
+        return self.mapped(self.backbone(images, instructions, self.suffix(len(instructions), state_BS)))
 
     def step_features(
         self,
@@ -79,7 +79,7 @@ class VitaVLANetwork(nn.Module):
             valid_BH: True for the n steps that exist, the last ones of a row.
         """
         slots_nSD = self._slots(images, instructions, state_BHS, valid_BH)
-        return self._map(self.backbone.turns_pass(images, instructions, slots_nSD, valid_BH))
+        return self.mapped(self.backbone.turns_pass(images, instructions, slots_nSD, valid_BH))
 
     def act_on_history(
         self,
@@ -95,7 +95,7 @@ class VitaVLANetwork(nn.Module):
         """
         slots_nSD = self._slots(images, instructions, state_BHS, valid_BH)
         hidden_BSD, past = self.backbone.turn_step(images, instructions, slots_nSD, valid_BH, past)
-        return self.decoder.to_action(self.decoder(self._map(hidden_BSD))), past
+        return self.decoder.to_action(self.decoder(self.mapped(hidden_BSD))), past
 
     def _slots(
         self,
@@ -107,18 +107,20 @@ class VitaVLANetwork(nn.Module):
         for image in images:
             check_shape("a camera's images", image, len(instructions), valid_BH.shape[1], 3, None, None)
         if self.state_encoder is None:
-            return self._suffix(int(valid_BH.sum()), None)
+            return self.suffix(int(valid_BH.sum()), None)
         check_shape("observation.state", state_BHS, *valid_BH.shape, None)
-        return self._suffix(int(valid_BH.sum()), state_BHS[valid_BH])
+        return self.suffix(int(valid_BH.sum()), state_BHS[valid_BH])
 
-    def _suffix(self, rows: int, state_BS: Tensor | None) -> Tensor:
+    def suffix(self, rows: int, state_BS: Tensor | None) -> Tensor:
+        """Embeddings of state and queries (rows, S', D)."""
         suffix_BSD = self.queries(rows)
         if self.state_encoder is None:
             return suffix_BSD
         state_B1D = self.state_encoder(state_BS)
         return torch.cat([state_B1D, suffix_BSD.to(state_B1D.dtype)], dim=1)
 
-    def _map(self, hidden_BSD: Tensor) -> Tensor:
+    def mapped(self, hidden_BSD: Tensor) -> Tensor:
+        """Action features (B, T, E) from the hidden states of the suffix, or of the queries alone."""
         features_BTE = self.mapper(hidden_BSD[:, -self.queries.num_queries :])
         check_shape(
             "the mapper's action features", features_BTE, None, self.chunk_size, self.decoder.feature_dim

@@ -141,8 +141,20 @@ class PromptEncoder:
         tokens = {name: table.index_select(0, index) for name, table in tokens.items()}
         return Prompt(tokens, positions.index_select(-2, index), self.pixels(images), suffix_length)
 
+    def row(
+        self, instruction: str, sizes: tuple[tuple[int, int], ...], suffix_length: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Per-token inputs (1, n) and position ids (1, n) or (3, 1, n) of one sample, made once, on the host.
+
+        Args:
+            instruction: Its text.
+            sizes: (h, w) of each camera's picture.
+            suffix_length: S'.
+        """
+        return self._row(instruction, sizes, suffix_length)
+
     def pixels(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) in [0, 1], one per camera -> the VLM's image inputs."""
+        """Images (B, 3, H, W), bytes or in [0, 1], one per camera -> the VLM's image inputs."""
         frames = [as_bytes(image) for image in images]
         return self.pixels_of([list(sample) for sample in zip(*frames, strict=True)])
 
@@ -203,7 +215,12 @@ class PromptEncoder:
 
 
 def as_bytes(image: Tensor) -> Tensor:
-    """[0, 1] -> 0..255: as bytes, which camera frames are, a processor resizes and rounds as for a file."""
+    """[0, 1] -> 0..255: as bytes, which camera frames are, a processor resizes and rounds as for a file.
+
+    What is bytes already stays as it is.
+    """
+    if image.dtype == torch.uint8:
+        return image
     return (image * 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -215,9 +232,14 @@ def _views_per_image(inputs: dict[str, Tensor], num_images: int) -> int:
     return inputs["pixel_values"].shape[:-3].numel() // num_images
 
 
-def pad_left(rows: list[tuple[dict[str, Tensor], Tensor]], pad_id: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of one sample each -> per-token inputs (R, n) and position ids (R, n) or (3, R, n)."""
-    length = max(tokens["input_ids"].shape[1] for tokens, _ in rows)
+def pad_left(
+    rows: list[tuple[dict[str, Tensor], Tensor]], pad_id: int, length: int = 0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Rows of one sample each -> per-token inputs (R, n) and position ids (R, n) or (3, R, n).
+
+    n is the longest row's length, or ``length`` where that is more.
+    """
+    length = max(length, *(tokens["input_ids"].shape[1] for tokens, _ in rows))
     fill = {"input_ids": pad_id} | PADDING
 
     def pad(row: Tensor, value: int) -> Tensor:

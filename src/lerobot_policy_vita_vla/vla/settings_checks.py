@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple] = {
     "vlm_dtype": ("float32", "bfloat16"),
     "attn_implementation": ("auto", "eager", "sdpa", "flash_attention_2"),
     "save_vlm": ("full", "reference"),
+    "engine": ("auto", "off"),
     "align_loss": ("mse", "norm"),
     "decoder_init": ("teacher", "scratch"),
     "shift_draw": ("together", "apart"),
