@@ -35,10 +35,32 @@ from dataclasses import replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
 
 ROOT = Path(__file__).resolve().parent.parent
 # The tests' builder makes a VLM with its processor on the spot, without a download.
 sys.path.insert(0, str(ROOT / "tests"))
+
+from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
+from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
+from lerobot_policy_vita_vla.training.plan import operation_seconds, update_time  # noqa: E402
+from lerobot_policy_vita_vla.training.plan_model import (  # noqa: E402
+    INSTRUCTION,
+    Task,
+    prompt_of,
+    task_of_vlm,
+)
+from lerobot_policy_vita_vla.training.plan_step import Options, record_step  # noqa: E402
+from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder  # noqa: E402
+from lerobot_policy_vita_vla.vla.align import align_loss  # noqa: E402
+from lerobot_policy_vita_vla.vla.backbone import VLMBackbone  # noqa: E402
+from lerobot_policy_vita_vla.vla.network import VitaVLANetwork  # noqa: E402
+from lerobot_policy_vita_vla.vla.stages import apply_stage  # noqa: E402
+from lerobot_policy_vita_vla.vla.vlm_files import load_processor, resolve_vlm  # noqa: E402
+from tiny_vlms import build  # noqa: E402
 
 CONFIGURATIONS = {
     "mini_align": {"vlm": "mini", "stage": "align", "batch_size": 32, "px": 96},
@@ -77,29 +99,9 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def child(name: str, what: str) -> dict:
-    """Predict and measure memory or time of one configuration."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    from lerobot_policy_vita_vla.contracts import ActionSpec
-    from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss
-    from lerobot_policy_vita_vla.training.plan import python_seconds, update_time
-    from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task, prompt_of, task_of_vlm
-    from lerobot_policy_vita_vla.training.plan_record import measure
-    from lerobot_policy_vita_vla.training.plan_step import Options, record_step
-    from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
-    from lerobot_policy_vita_vla.vla.align import align_loss
-    from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
-    from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
-    from lerobot_policy_vita_vla.vla.stages import apply_stage
-    from lerobot_policy_vita_vla.vla.vlm_files import load_processor, resolve_vlm
-    from tiny_vlms import build
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def describe(name: str) -> tuple[Task, Options, Any]:
+    """What a configuration is to `plan`, and its VLM's processor."""
     made = CONFIGURATIONS[name]
-    size, trains = made["batch_size"], made["stage"] == "finetune"
     task = task_of_vlm(
         "mini",
         cameras=CAMERAS,
@@ -109,6 +111,7 @@ def child(name: str, what: str) -> dict:
         chunk_size=CHUNK,
         width=WIDTH,
     )
+    processor = load_processor(resolve_vlm("mini"))
     if made["vlm"] == "internvl":
         with torch.device("meta"):
             shapes, processor = build("internvl", text=TEXT, vision=VISION, image_size=made["px"])
@@ -116,93 +119,101 @@ def child(name: str, what: str) -> dict:
         task = replace(
             task, name=name, vlm=shapes.config, prefix_tokens=tokens, patches=patches, pixels=pixels
         )
-    else:
-        processor = load_processor(resolve_vlm("mini"))
     options = Options(
         stage=made["stage"],
-        batch_size=size,
+        batch_size=made["batch_size"],
         dtype="float32",
         gradient_checkpointing=made.get("gradient_checkpointing", False),
         on_gpu=False,
     )
+    return task, options, processor
+
+
+def student(task: Task, options: Options, processor: Any, px: int) -> Callable[[], None]:
+    """A training step of a fresh student."""
+    size, trains = options.batch_size, options.stage == "finetune"
+    vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
+    vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
+    backbone = VLMBackbone(vlm, processor)
+    spec = ActionSpec.from_dict(task.decoder["spec"])
+    network = VitaVLANetwork(
+        backbone=backbone,
+        state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
+        queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
+        mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
+        decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
+        chunk_size=CHUNK,
+    )
+    apply_stage(network.parts(), options.stage)
+    backbone.cached = not trains
+    if options.gradient_checkpointing:
+        backbone.checkpoint_gradients()
+    network.train()
+    backbone.set_mode(trains)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+    images = [torch.rand(size, 3, px, px) for _ in range(CAMERAS)]
+    words, state = [INSTRUCTION] * size, torch.randn(size, STATE)
+    action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
+    target = torch.randn(size, CHUNK, WIDTH)
+
+    def run() -> None:
+        features = network.features(images, words, state)
+        if trains:
+            raw = network.decoder(features)
+            loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
+        else:
+            loss, _ = align_loss(features, target, kind="mse")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def memory(name: str) -> dict:
+    """Predicted and measured peak, bytes."""
+    task, options, processor = describe(name)
+    px = CONFIGURATIONS[name]["px"]
     step = record_step(task, options)
-
-    def student(size: int) -> Callable[[], None]:
-        """A step of a fresh student on ``size`` samples."""
-        vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
-        vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
-        backbone = VLMBackbone(vlm, processor)
-        spec = ActionSpec.from_dict(task.decoder["spec"])
-        network = VitaVLANetwork(
-            backbone=backbone,
-            state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
-            queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
-            mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
-            decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
-            chunk_size=CHUNK,
-        )
-        apply_stage(network.parts(), made["stage"])
-        backbone.cached = not trains
-        if options.gradient_checkpointing:
-            backbone.checkpoint_gradients()
-        network.train()
-        backbone.set_mode(trains)
-        learned = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=1e-4)
-        images = [torch.rand(size, 3, made["px"], made["px"]) for _ in range(CAMERAS)]
-        words, state = [INSTRUCTION] * size, torch.randn(size, STATE)
-        action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
-        target = torch.randn(size, CHUNK, WIDTH)
-
-        def run() -> None:
-            features = network.features(images, words, state)
-            if trains:
-                raw = network.decoder(features)
-                loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
-            else:
-                loss, _ = align_loss(features, target, kind="mse")
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return run
-
-    if what == "memory":
-        student(1)()
-        gc.collect()
-        before = resident("VmRSS")
-        run = student(size)
-        run()  # makes the optimiser's states
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident memory so far
-        run()
-        measured = resident("VmHWM") - before
-        parts = {k: getattr(step, k) for k in ("weights", "gradients", "states", "kept")}
-        about = {k: getattr(task, k) for k in Task.__dataclass_fields__ if k not in ("vlm", "decoder")}
-        return {
-            "predicted": step.peak,
-            "measured": measured,
-            "error": abs(step.peak / measured - 1),
-            "parts": parts,
-            "parameters": step.parameters,
-            "task": about,
-        }
-    run = student(size)
+    student(task, replace(options, batch_size=1), processor, px)()
+    gc.collect()
+    before = resident("VmRSS")
+    run = student(task, options, processor, px)
+    run()  # makes the optimiser's states
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident memory so far
     run()
-    # Shares of the operations' measurement between the steps, so that both see the same machine.
-    operations = sorted(step.calls, key=lambda o: -step.costs[o].bytes)
-    seconds = []
-    predicted = update_time(step, options, "cpu") + sum(step.calls.values()) * python_seconds()
-    for share in range(STEPS):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-        predicted += sum(step.calls[o] * measure(o, "cpu") for o in operations[share::STEPS])
-    measured = statistics.median(seconds)
+    measured = resident("VmHWM") - before
+    return {
+        "predicted": step.peak,
+        "measured": measured,
+        "error": abs(step.peak / measured - 1),
+        "parts": {k: getattr(step, k) for k in ("weights", "gradients", "states", "kept")},
+        "parameters": step.parameters,
+        "task": {k: getattr(task, k) for k in Task.__dataclass_fields__ if k not in ("vlm", "decoder")},
+    }
+
+
+def seconds(name: str) -> dict:
+    """Predicted and measured CPU time of a step."""
+    task, options, processor = describe(name)
+    step = record_step(task, options)
+    run = student(task, options, processor, CONFIGURATIONS[name]["px"])
+    run()
+    taken, every = [], -(-len(step.calls) // STEPS)
+    predicted = update_time(step, "cpu")
+    for number, share in enumerate(operation_seconds(step, "cpu")):
+        predicted += share
+        # Steps between the operations' measurement, so that both see the same machine.
+        if number % every == 0:
+            start = time.process_time()
+            run()
+            taken.append(time.process_time() - start)
+    measured = statistics.median(taken)
     return {
         "predicted": predicted,
         "measured": measured,
         "error": abs(predicted / measured - 1),
-        "all_measured": seconds,
+        "all_measured": taken,
     }
 
 
@@ -215,7 +226,9 @@ def main() -> None:
     parser.add_argument("--what", choices=("memory", "seconds"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.child, args.what)))
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        print(json.dumps((memory if args.what == "memory" else seconds)(args.child)))
         return
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -14,19 +14,27 @@ import torch
 from lerobot_policy_vita_vla.contracts import ActionSpec
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
 from lerobot_policy_vita_vla.training import plan
-from lerobot_policy_vita_vla.training.plan_model import Task, task_of_vlm
+from lerobot_policy_vita_vla.training.plan_model import (
+    INSTRUCTION,
+    Task,
+    prompt_of,
+    task_of_policy,
+    task_of_vlm,
+)
 from lerobot_policy_vita_vla.training.plan_record import Operation, Recorder, measure, shape_of
 from lerobot_policy_vita_vla.training.plan_step import Options, record_step
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
+from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
 from lerobot_policy_vita_vla.vla.stages import apply_stage
-from tiny_vlms import build
+from student_helpers import STATS, install_loader, make_config, save_teacher
+from tiny_vlms import build, save
 from vita_vla_cli import cli
 
 ROOT = Path(__file__).parents[1]
 ROBOT = {"image_px": 200, "state_dim": 8, "action_dim": 7, "chunk_size": 3, "width": 1024}
-S, A, T, E, B, PX = 4, 4, 3, 16, 3, 32
+S, A, T, E, B, H, PX = 4, 4, 3, 16, 3, 3, 32
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +71,35 @@ def small():
         decoder=ActionDecoder(kind="seer", feature_dim=E, spec=spec),
         chunk_size=T,
     )
-    prompt = backbone.prompts.encode([torch.zeros(1, 3, PX, PX)], ["slide"], 1)
-    task = Task(
-        "small",
-        vlm.config,
-        prompt.tokens["input_ids"].shape[1] - 1,
-        16,
-        1,
-        3 * PX**2,
-        S,
-        T,
-        T,
-        network.decoder.config(),
+    backbone.read_histories(num_queries=T, has_state=True)
+    return network, described(network, turns=0)
+
+
+def described(network, turns: int) -> Task:
+    """The task of a student that reads ``turns`` steps, or a single one."""
+    vlm, processor = network.backbone.vlm, network.backbone.processor
+    slots = T, True, ""
+    tokens, patches, pixels = prompt_of(vlm.config, processor, [(PX, PX)], turns=turns, slots=slots)
+    return Task(
+        name="small",
+        vlm=vlm.config,
+        prefix_tokens=tokens,
+        patches=patches,
+        pictures=max(turns, 1),
+        pixels=pixels,
+        state_dim=S,
+        chunk_size=T,
+        num_queries=T,
+        decoder=network.decoder.config(),
+        turns=turns,
     )
-    return network, task
 
 
+@pytest.mark.parametrize("turns", [0, H])
 @pytest.mark.parametrize("stage", ["align", "finetune"])
-def test_recorded_memory_is_what_autograd_keeps(small, stage):
-    network, task = small
+def test_recorded_memory_is_what_autograd_keeps(small, stage, turns):
+    network = small[0]
+    task = described(network, turns)
     apply_stage(network.parts(), stage)
     network.backbone.cached = stage == "align"
     network.train()
@@ -97,12 +115,66 @@ def test_recorded_memory_is_what_autograd_keeps(small, stage):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        features = network.features([torch.rand(B, 3, PX, PX)], ["slide"] * B, torch.randn(B, S))
+        words = [INSTRUCTION] * B
+        if turns:
+            pictures, exist = [torch.rand(B, H, 3, PX, PX)], torch.ones(B, H, dtype=torch.bool)
+            features = network.step_features(pictures, words, torch.randn(B, H, S), exist)
+        else:
+            features = network.features([torch.rand(B, 3, PX, PX)], words, torch.randn(B, S))
         if stage == "finetune":
             features = network.decoder(features)
     recorded = record_step(task, Options(stage, B, dtype="float32", on_gpu=False))
     assert recorded.kept == pytest.approx(sum(kept), rel=0.1)
     assert recorded.learned == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def test_a_history_keeps_the_whole_prompt_at_align(small):
+    """A frozen prefix keeps nothing; slots in every turn make backward pass through all of it."""
+    options = Options("align", B, dtype="float32", on_gpu=False)
+    single, one, several = (record_step(described(small[0], turns), options) for turns in (0, 1, H))
+    assert (
+        one.kept > 3 * single.kept and several.kept > H * one.kept
+    )  # attention grows faster than the prompt
+    assert several.weights == single.weights and several.states == single.states
+
+
+def test_checkpointing_asks_no_gradients_of_the_frozen_image_encoder(small):
+    network, seen = small[0], []
+    vlm, backbone = network.backbone.vlm, network.backbone
+    apply_stage(network.parts(), "finetune")
+    backbone.cached = False
+    backbone.checkpoint_gradients()
+    network.train()
+    backbone.set_mode(True)
+    hook = vlm.base_model.get_encoder(modality="image").register_forward_hook(
+        lambda module, args, out: seen.append(out.last_hidden_state.requires_grad)
+    )
+    try:
+        features = network.features([torch.rand(B, 3, PX, PX)], ["slide"] * B, torch.randn(B, S))
+        network.decoder(features).sum().backward()
+    finally:
+        hook.remove()
+        vlm.gradient_checkpointing_disable()
+    assert seen == [False]
+    learned = [p for p in network.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learned)
+    network.zero_grad()
+
+
+def test_a_checkpoint_is_planned_with_its_own_prompt(tmp_path, monkeypatch):
+    install_loader(monkeypatch)
+    teacher, vlm = save_teacher(tmp_path / "teacher"), save("smolvlm", tmp_path / "vlm")
+    for steps in (1, 2):
+        settings = {"preset": "paper-libero", "n_obs_steps": steps, "gripper_state_dims": [3]}
+        policy = VitaVLAPolicy(make_config(teacher, vlm, **settings), dataset_stats=STATS)
+        policy.save_pretrained(tmp_path / "student")
+        task = task_of_policy(tmp_path / "student")
+        pictures, exist = [torch.zeros(1, steps, 3, PX, PX)], torch.ones(1, steps, dtype=torch.bool)
+        prompt = policy.network.backbone.turns.lay_out(pictures, [INSTRUCTION], exist)
+        assert task.prefix_tokens + prompt.columns.numel() == prompt.tokens["input_ids"].shape[1]
+        assert (task.turns, task.pictures, task.suffix_tokens) == (steps, steps, 4)
+    recorded = record_step(task, Options("align", 2, dtype="float32", on_gpu=False))
+    assert recorded.learned == sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
 
 def test_each_option_saves_what_it_says(small):
@@ -167,8 +239,17 @@ def test_the_verb_prints_flags_or_says_that_nothing_fits(capsys):
     assert cli.main([*flags, "--gpu-memory", "24"]) == 0
     text = capsys.readouterr().out
     assert "use, the most useful first:" in text and "--policy.vlm_dtype=bfloat16" in text
-    assert cli.main([*flags, "--gpu-memory", "0.1"]) == 1
-    assert "nothing fits" in capsys.readouterr().out
+    assert cli.main([*flags, "--gpu-memory", "0.1", "--n-obs-steps", "2"]) == 1
+    text = capsys.readouterr().out
+    assert "nothing fits" in text and "2 pictures" in text and "in 2 turns" in text
+
+
+def test_times_on_this_machine_count_every_operation(small):
+    step = record_step(small[1], Options("align", 2, dtype="float32", on_gpu=False))
+    seconds = list(plan.operation_seconds(step, "cpu"))
+    assert len(seconds) == len(step.calls) and min(seconds) > 0
+    assert sum(seconds) > step.calls.total() * plan.python_seconds() > 0
+    assert plan.update_time(step, "cpu") > 0
 
 
 @pytest.mark.parametrize(
@@ -177,6 +258,7 @@ def test_the_verb_prints_flags_or_says_that_nothing_fits(capsys):
         (["--vlm", "mini"], "pass --gpu-memory 24"),
         (["--vlm", "mini", "--gpu-memory", "0"], "--gpu-memory must be positive"),
         (["--vlm", "mini", "--gpu-memory", "8", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--vlm", "mini", "--gpu-memory", "8", "--n-obs-steps", "0"], "--n-obs-steps must be at least 1"),
         (["--vlm", "nowhere", "--gpu-memory", "8"], "neither 'mini', an existing folder nor a hub id"),
         (["--policy", "nowhere", "--gpu-memory", "8"], "--policy nowhere: no such folder"),
     ],

@@ -7,13 +7,15 @@ memory traffic at the stated share of the data sheet's figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from transformers import LlamaConfig, LlamaModel
 
 from lerobot_policy_vita_vla.training.plan_model import Task
-from lerobot_policy_vita_vla.training.plan_record import Operation, Shape, measure
+from lerobot_policy_vita_vla.training.plan_record import UNCACHED_BYTES, Operation, Recorder, Shape, measure
 from lerobot_policy_vita_vla.training.plan_step import Options, Step, record_step
 
 GIB = 2**30
@@ -172,43 +174,60 @@ def update_seconds(step: Step, options: Options, speed: str) -> float:
             compute = device.tflops * 1e12 * REACHED_COMPUTE / _slower(operation)
             batch += count * max(cost.flops / compute, cost.bytes / bandwidth)
         return batch * options.accumulation + step.update_bytes / bandwidth
-    batch = sum(count * measure(operation, speed) for operation, count in step.calls.items())
-    if speed == "cpu":
-        # A GPU works while Python goes ahead; a CPU does both.
-        batch += sum(step.calls.values()) * python_seconds()
-    return batch * options.accumulation + update_time(step, options, speed)
+    return sum(operation_seconds(step, speed)) * options.accumulation + update_time(step, speed)
 
 
+def operation_seconds(step: Step, device: str) -> Iterator[float]:
+    """Seconds of all calls of one operation after the other, each measured when it is asked for.
+
+    Args:
+        step: One batch.
+        device: ``"cuda"`` or ``"cpu"``.
+    """
+    # A GPU works while Python goes ahead; a CPU does both.
+    around = python_seconds() if device == "cpu" else 0.0
+    for operation, count in step.calls.items():
+        yield count * (measure(operation, device) + around)
+
+
+@functools.cache
 def python_seconds() -> float:
-    """What modules and autograd take around one operation, on this machine."""
-    chain = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(50)))
-    inputs = torch.zeros(1, 1)
+    """What modules, views and autograd take around one operation, on this machine.
 
-    def run() -> None:
-        chain(inputs).sum().backward()
+    It is what is left of a decoder's step when its operations are taken away, of a decoder so small that
+    little else is there.
+    """
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2, vocab_size=8
+    )
+    model = LlamaModel._from_config(config, attn_implementation="eager")
+    words = torch.zeros(1, 2, 8)
 
-    # Six operations each, with backward.
-    return measure(Operation(run_with_gradient(run), (), ()), "cpu") / 300
+    def step() -> None:
+        with torch.enable_grad():  # measuring switches gradients off
+            model(inputs_embeds=words, use_cache=False).last_hidden_state.sum().backward()
+        model.zero_grad()
+
+    recorder = Recorder([*model.parameters()])
+    with recorder:
+        step()
+    inside = sum(count * measure(operation, "cpu") for operation, count in recorder.calls.items())
+    return max(measure(Operation(step, (), ()), "cpu") - inside, 0.0) / recorder.calls.total()
 
 
-def run_with_gradient(run: Callable[[], None]) -> Callable[[], None]:
-    """Measuring switches gradients off."""
+def update_time(step: Step, device: str) -> float:
+    """Seconds of AdamW on this device, from a sample of tensors as large as the step's are on average.
 
-    def with_gradient() -> None:
-        with torch.enable_grad():
-            run()
-
-    return with_gradient
-
-
-def update_time(step: Step, options: Options, device: str) -> float:
-    """Seconds of AdamW on this device, from a sample of the weights."""
-    sample = min(step.learned, 2**20)
-    weight = torch.nn.Parameter(torch.zeros(sample, device=device))
-    weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.AdamW([weight], lr=1e-4)
+    The sample is larger than caches: by the time of the update, activations have been through them.
+    """
+    size = step.learned // step.tensors
+    count = max(1, UNCACHED_BYTES // (4 * 4 * size))
+    weights = [torch.nn.Parameter(torch.zeros(size, device=device)) for _ in range(count)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
     optimizer.step()
-    return measure(Operation(optimizer.step, (), ()), device) * step.learned / sample
+    return measure(Operation(optimizer.step, (), ()), device) * step.learned / (count * size)
 
 
 def _slower(operation: Operation) -> float:

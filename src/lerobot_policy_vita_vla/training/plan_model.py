@@ -44,7 +44,7 @@ class Task:
     Args:
         name: For people.
         vlm: Configuration of the VLM (transformers).
-        prefix_tokens: L, of one sample.
+        prefix_tokens: L, of one sample, without the places of states and queries.
         patches: Positions that the image encoder computes for one sample.
         pictures: In one sample.
         pixels: Numbers of the VLM's image input for one sample.
@@ -53,6 +53,8 @@ class Task:
         num_queries: K.
         decoder: `ActionDecoder.config`.
         uses_state: Whether there is a state token.
+        turns: H, where the prompt is made of turns that have their own state and queries (turns.py); tokens
+            and pictures are then those of all of them. 0: a single step, whose queries end the prompt.
     """
 
     name: str
@@ -66,10 +68,11 @@ class Task:
     num_queries: int
     decoder: dict[str, Any]
     uses_state: bool = True
+    turns: int = 0
 
     @property
     def suffix_tokens(self) -> int:
-        """S': state and queries."""
+        """S': state and queries of one step."""
         return self.num_queries + self.uses_state
 
 
@@ -78,30 +81,50 @@ def task_of_policy(folder: Path) -> Task:
     saved = json.loads((folder / "config.json").read_text())
     if saved.get("type") != "vita_vla":
         raise ValueError(f"{folder} holds a policy of type {saved.get('type')!r}, expected 'vita_vla'")
-    if saved["n_obs_steps"] > 1:
-        raise ValueError(f"{folder} reads {saved['n_obs_steps']} steps (n_obs_steps); plans are for one step")
     features = saved["input_features"]
     sizes = [tuple(f["shape"][-2:]) for f in features.values() if f["type"] == "VISUAL"]
     state = features.get("observation.state", {"shape": [1]})
     config = AutoConfig.for_model(**saved["vlm_config"])
-    tokens, patches, pixels = prompt_of(config, load_processor(folder / "vlm_processor"), sizes)
+    # Checkpoints from before these settings existed were made without.
+    template, separator = saved.get("prompt", "{instruction}"), saved.get("query_separator", "")
+    # As `VitaVLAConfig.reads_turns` decides.
+    in_turns = saved["n_obs_steps"] > 1 or "{state}" in template or separator != ""
+    turns, num_queries = saved["n_obs_steps"] * in_turns, saved["num_queries"] or saved["chunk_size"]
+    tokens, patches, pixels = prompt_of(
+        config,
+        load_processor(folder / "vlm_processor"),
+        sizes,
+        turns=turns,
+        slots=(num_queries, saved["use_state_encoder"], separator),
+        template=template,
+        system_prompt=saved.get("system_prompt", ""),
+    )
     return Task(
         name=str(folder),
         vlm=config,
         prefix_tokens=tokens,
         patches=patches,
-        pictures=len(sizes),
+        pictures=len(sizes) * max(turns, 1),
         pixels=pixels,
         state_dim=state["shape"][0],
         chunk_size=saved["chunk_size"],
-        num_queries=saved["num_queries"] or saved["chunk_size"],
+        num_queries=num_queries,
         decoder=saved["decoder"],
         uses_state=saved["use_state_encoder"],
+        turns=turns,
     )
 
 
 def task_of_vlm(
-    vlm: str, *, cameras: int, image_px: int, state_dim: int, action_dim: int, chunk_size: int, width: int
+    vlm: str,
+    *,
+    cameras: int,
+    image_px: int,
+    state_dim: int,
+    action_dim: int,
+    chunk_size: int,
+    width: int,
+    n_obs_steps: int = 1,
 ) -> Task:
     """From a VLM and the robot's numbers.
 
@@ -113,15 +136,21 @@ def task_of_vlm(
         action_dim: A.
         chunk_size: T.
         width: E, the teacher's.
+        n_obs_steps: H.
     """
+    turns = n_obs_steps if n_obs_steps > 1 else 0
     if vlm == PAPER:
         config = paper_config()
-        tokens, patches = cameras * PAPER_IMAGE_TOKENS + TEXT_TOKENS, cameras * PAPER_PATCHES
-        pixels = cameras * 3 * PAPER_PX**2
+        pictures = cameras * n_obs_steps
+        tokens, patches = pictures * PAPER_IMAGE_TOKENS + n_obs_steps * TEXT_TOKENS, pictures * PAPER_PATCHES
+        pixels = pictures * 3 * PAPER_PX**2
     else:
         source = resolve_vlm(vlm)
         config = AutoConfig.from_pretrained(source)
-        tokens, patches, pixels = prompt_of(config, load_processor(source), [(image_px, image_px)] * cameras)
+        sizes = [(image_px, image_px)] * cameras
+        tokens, patches, pixels = prompt_of(
+            config, load_processor(source), sizes, turns=turns, slots=(chunk_size, True, "")
+        )
     names = tuple(f"action_{i}" for i in range(action_dim))
     spec = ActionSpec(names, (0.0,) * action_dim, (1.0,) * action_dim, (action_dim - 1,))
     return Task(
@@ -129,12 +158,13 @@ def task_of_vlm(
         vlm=config,
         prefix_tokens=tokens,
         patches=patches,
-        pictures=cameras,
+        pictures=cameras * n_obs_steps,
         pixels=pixels,
         state_dim=state_dim,
         chunk_size=chunk_size,
         num_queries=chunk_size,
         decoder={"kind": "seer", "feature_dim": width, "spec": spec.to_dict()},
+        turns=turns,
     )
 
 
@@ -153,17 +183,47 @@ def paper_config() -> VitaVLConfig:
     return VitaVLConfig(text_config=text.to_dict(), vision_config=vision, tie_word_embeddings=False)
 
 
-def prompt_of(config: Any, processor: Any, sizes: list[tuple[int, int]]) -> tuple[int, int, int]:
-    """Tokens, image positions and pixel values of one sample, as the VLM's own processor makes them."""
+def prompt_of(
+    config: Any,
+    processor: Any,
+    sizes: list[tuple[int, int]],
+    *,
+    turns: int = 0,
+    slots: tuple[int, bool, str] = (1, False, ""),
+    template: str = "{instruction}",
+    system_prompt: str = "",
+) -> tuple[int, int, int]:
+    """Tokens, image positions and pixel values of one sample, as the VLM's own processor makes them.
+
+    Args:
+        config: Of the VLM.
+        processor: The VLM's.
+        sizes: Height and width of each camera's picture.
+        turns: See `Task`.
+        slots: Of a turn: number of queries, whether there is a state, text between the queries.
+        template: ``--policy.prompt``.
+        system_prompt: ``--policy.system_prompt``.
+
+    Returns:
+        Tokens without the places of states and queries, positions that the image encoder computes, numbers of
+        its input.
+    """
     with torch.device("meta"), no_init_weights():
         vlm = AutoModelForImageTextToText.from_config(config)
-    made = VLMBackbone(vlm, processor).prompts.encode(
-        [torch.zeros(1, 3, *size) for size in sizes], [INSTRUCTION], 1
-    )
+    backbone = VLMBackbone(vlm, processor, template=template, system_prompt=system_prompt)
+    if turns:
+        num_queries, has_state, separator = slots
+        backbone.read_histories(num_queries=num_queries, has_state=has_state, separator=separator)
+        pictures = [torch.zeros(1, turns, 3, *size) for size in sizes]
+        made = backbone.turns.encode(pictures, [INSTRUCTION], torch.ones(1, turns, dtype=torch.bool))
+        places = made.columns.numel()
+    else:
+        made = backbone.prompts.encode([torch.zeros(1, 3, *size) for size in sizes], [INSTRUCTION], 1)
+        places = 1
     encoder = vlm.base_model.get_encoder(modality="image")
     patch = next(m.weight for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     pixels = made.pixels["pixel_values"].numel()
-    return made.tokens["input_ids"].shape[1] - 1, pixels // patch[0].numel(), pixels
+    return made.tokens["input_ids"].shape[1] - places, pixels // patch[0].numel(), pixels
 
 
 def make_network(task: Task, *, stage: str, vlm_dtype: str, lora_rank: int, attention: str) -> nn.Module:

@@ -7,7 +7,12 @@
     peak        the most alive at once: forward, backward and update, in which the others overlap
 
 The language model, the added parts and their backward are recorded as they run (plan_record.py). The image
-encoder is frozen: it keeps nothing, and counts as the blocks of a plain vision transformer of its shapes.
+encoder is frozen and keeps nothing (plan_vision.py).
+
+A history (turns.py) has slots in every turn, so it takes one pass with gradient, at align too: what backward
+through the frozen language model needs of all tokens is kept, where a single step keeps that of its slots
+only. Assumed: every sample has all H steps, and instructions are equally long. Samples from an episode's
+start have fewer, so that a batch may take less.
 """
 
 from __future__ import annotations
@@ -23,7 +28,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lerobot_policy_vita_vla.training.plan_model import Task, make_network, parts
-from lerobot_policy_vita_vla.training.plan_record import Cost, Operation, Recorder, Shape, shape_of
+from lerobot_policy_vita_vla.training.plan_record import Cost, Operation, Recorder, shape_of
+from lerobot_policy_vita_vla.training.plan_vision import image_encoder
+from lerobot_policy_vita_vla.vla.backbone import checkpoint_gradients
 from lerobot_policy_vita_vla.vla.caches import PrefixCache, PrefixDone
 from lerobot_policy_vita_vla.vla.wrap_units import block_classes
 
@@ -67,6 +74,7 @@ class Step:
     Attributes:
         weights, gradients, states, kept, peak: See the module's docstring; ``peak`` includes all.
         learned: Trained parameters.
+        tensors: In how many tensors they are.
         parameters: All parameters.
         calls: Operations of one batch and how often.
         costs: What each costs.
@@ -79,6 +87,7 @@ class Step:
     kept: int
     peak: int
     learned: int
+    tensors: int
     parameters: int
     calls: Counter[Operation]
     costs: dict[Operation, Cost]
@@ -113,7 +122,7 @@ def record_step(task: Task, options: Options) -> Step:
         trains = options.stage in ("finetune", "only_finetune")
         decoder = network.vlm.base_model.get_decoder().train(trains)
         if options.gradient_checkpointing and trains:
-            network.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_gradients(network.vlm)
         known = [*network.parameters(), *network.buffers()]
         recorder = Recorder(known)
         size = options.batch_size // options.accumulation
@@ -127,7 +136,7 @@ def record_step(task: Task, options: Options) -> Step:
         largest = max(p.nbytes for p in learned)
         unit = _largest_unit(network.vlm)
     weights = sum(t.nbytes for t in {id(t): t for t in known}.values())
-    calls, costs, vision_peak = _image_encoder(network.vlm, task, size, options.dtype)
+    calls, costs, vision_peak = image_encoder(network.vlm, task, size, options.dtype)
     states = 2 * gradients
     # torch's loop over parameters holds one update at a time, its fused list all of them.
     update = gradients + (gradients if options.on_gpu else 2 * largest)
@@ -152,6 +161,7 @@ def record_step(task: Task, options: Options) -> Step:
         kept=kept,
         peak=peak,
         learned=sum(p.numel() for p in learned),
+        tensors=len(learned),
         parameters=sum(p.numel() for p in named),
         calls=recorder.calls + calls,
         costs=recorder.costs | costs,
@@ -177,73 +187,41 @@ def _put_on_fake_cpu(network: nn.Module) -> None:
 
 
 def _forward(network: nn.Module, decoder: nn.Module, task: Task, size: int, trains: bool) -> Tensor:
-    embedding = network.vlm.get_input_embeddings()
-    suffix = network.queries(size)
+    steps = size * max(task.turns, 1)
+    slots = network.queries(steps)
     if network.state_encoder is not None:
-        suffix = torch.cat([network.state_encoder(torch.empty(size, task.state_dim)), suffix], 1)
-    suffix = suffix.to(embedding.weight.dtype)
-    ids = torch.zeros(size, task.prefix_tokens, dtype=torch.long)
-    if trains:
-        words = embedding(ids)
-        out = decoder(inputs_embeds=torch.cat([words, suffix], 1), use_cache=False)
-    else:
-        cache = PrefixCache(config=network.vlm.config.get_text_config())
-        cache.leaves_early = True
-        with torch.no_grad(), contextlib.suppress(PrefixDone):
-            decoder(inputs_embeds=embedding(ids), past_key_values=cache, use_cache=True)
-        cache.leaves_early = False
-        out = decoder(inputs_embeds=suffix, past_key_values=cache, use_cache=True)
-    features = network.mapper(out.last_hidden_state[:, -task.num_queries :])
+        slots = torch.cat([network.state_encoder(torch.empty(steps, task.state_dim)), slots], 1)
+    slots = slots.to(network.vlm.get_input_embeddings().weight.dtype)
+    read = _turns if task.turns else _one_step
+    hidden = read(network, decoder, task, size, slots, trains)
+    features = network.mapper(hidden[:, -task.num_queries :])
     if any(p.requires_grad for p in network.decoder.parameters()):
         features = network.decoder(features)
     return F.mse_loss(features.float(), torch.empty(features.shape))
 
 
-def _image_encoder(
-    vlm: nn.Module, task: Task, size: int, dtype: str
-) -> tuple[Counter[Operation], dict[Operation, Cost], int]:
-    """Operations of the frozen image encoder, and the bytes it has alive at most."""
-    config = vlm.config.vision_config
-    width = getattr(config, "embed_dim", None) or config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or int(width * config.mlp_ratio)
-    layers = getattr(config, "num_hidden_layers", None) or config.depth
-    heads = getattr(config, "num_attention_heads", None) or config.num_heads
-    pictures, tokens = size * task.pictures, task.patches // task.pictures
-    patch = task.pixels // task.patches
-    # The tanh form is several times the other's speed or slowness, by device.
-    tanh = "tanh" if getattr(config, "hidden_act", "") in ("gelu_pytorch_tanh", "gelu_new") else "none"
-    kind = torch.bfloat16 if dtype == "bfloat16" else next(vlm.parameters()).dtype
-    rows = pictures * tokens
+def _one_step(network, decoder, task: Task, size: int, slots_BSD: Tensor, trains: bool) -> Tensor:
+    embedding = network.vlm.get_input_embeddings()
+    ids = torch.zeros(size, task.prefix_tokens, dtype=torch.long)
+    if trains:
+        words = embedding(ids)
+        return decoder(inputs_embeds=torch.cat([words, slots_BSD], 1), use_cache=False).last_hidden_state
+    cache = PrefixCache(config=network.vlm.config.get_text_config())
+    cache.leaves_early = True
+    with torch.no_grad(), contextlib.suppress(PrefixDone):
+        decoder(inputs_embeds=embedding(ids), past_key_values=cache, use_cache=True)
+    cache.leaves_early = False
+    return decoder(inputs_embeds=slots_BSD, past_key_values=cache, use_cache=True).last_hidden_state
 
-    def shape(*size: int) -> Shape:
-        return Shape(size, torch.empty(size, device="meta").stride(), kind)
 
-    def linear(a: int, b: int) -> Operation:
-        return Operation(F.linear, (shape(rows, a), shape(b, a), shape(b)), ())
-
-    one = shape(pictures, heads, tokens, width // heads)
-    flat, wide = shape(rows, width), shape(rows, inner)
-    block = {
-        Operation(F.layer_norm, (flat, (width,), shape(width), shape(width)), ()): (2, 0),
-        linear(width, width): (4, 2 * rows * width * width),
-        Operation(F.scaled_dot_product_attention, (one, one, one), ()): (1, 4 * rows * tokens * width),
-        linear(width, inner): (1, 2 * rows * width * inner),
-        Operation(F.gelu, (wide,), (("approximate", tanh),)): (1, 0),
-        linear(inner, width): (1, 2 * rows * width * inner),
-        Operation(torch.add, (flat, flat), ()): (2, 0),
-    }
-    calls, costs = Counter(), {}
-    for operation, (count, flops) in block.items():
-        moved = sum(a.bytes for a in operation.args if isinstance(a, Shape)) + flat.bytes
-        calls[operation], costs[operation] = count * layers, Cost(flops, moved)
-    # Camera's picture to bytes, as a processor takes it, and back: about eight passes over it.
-    picture = Shape((size * task.pixels,), (1,), torch.float32)
-    convert = Operation(torch.mul, (picture, 0.5), ())
-    calls[convert], costs[convert] = 8, Cost(0, 2 * picture.bytes)
-    embedding = linear(patch, width)
-    calls[embedding] += 1
-    costs[embedding] = Cost(2 * rows * patch * width, shape(rows, patch).bytes + flat.bytes)
-    return calls, costs, rows * (2 * width + max(4 * width, 2 * inner)) * kind.itemsize
+def _turns(network, decoder, task: Task, size: int, slots_nSD: Tensor, trains: bool) -> Tensor:
+    per_step = task.suffix_tokens
+    ids = torch.zeros(size, task.prefix_tokens + task.turns * per_step, dtype=torch.long)
+    samples = torch.arange(size).repeat_interleave(task.turns)[:, None].expand(-1, per_step)
+    # Where in the prompt they lie changes nothing.
+    columns = torch.arange(task.turns * per_step).view(task.turns, per_step).repeat(size, 1)
+    words = network.vlm.get_input_embeddings()(ids).index_put((samples, columns), slots_nSD)
+    return decoder(inputs_embeds=words, use_cache=False).last_hidden_state[samples, columns]
 
 
 def _largest_unit(vlm: nn.Module) -> int:

@@ -241,7 +241,7 @@ class VLMBackbone(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in backward wherever the model is in train()."""
-        self.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_gradients(self.vlm)
 
     def _positions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Position ids of one unpadded sample: the family's own image grid positions, or 0, 1, 2, ..."""
@@ -283,3 +283,11 @@ class VLMBackbone(nn.Module):
         if isinstance(output, Tensor):
             return output.to(self.vlm.get_input_embeddings().weight.dtype)
         return output
+
+
+def checkpoint_gradients(vlm: nn.Module) -> None:
+    """Recompute a VLM's activations in backward wherever it is in train()."""
+    vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers also makes every embedding's output require gradients, the image encoder's too, which only
+    # the reentrant kind needs: a frozen encoder would keep its activations and run a backward for nothing.
+    vlm.disable_input_require_grads()

@@ -47,6 +47,9 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     p.add_argument(
         "--width", type=int, default=1024, help="with --vlm: the teacher's features (default: %(default)s)"
     )
+    p.add_argument(
+        "--n-obs-steps", type=int, default=1, help="with --vlm: time steps it reads (default: %(default)s)"
+    )
     finish_verb(p, run, hub=True)
 
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "action_dim",
         "chunk_size",
         "width",
+        "n_obs_steps",
     ):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
@@ -81,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             action_dim=args.action_dim,
             chunk_size=args.chunk_size,
             width=args.width,
+            n_obs_steps=args.n_obs_steps,
         )
     rows = plan.plan(
         task, stage=args.stage, batch_size=args.batch_size, gib=gib, devices=args.gpus, speed=args.gpu
@@ -110,10 +115,12 @@ def _memory(args: argparse.Namespace, devices: dict) -> float:
 
 
 def _text(task, rows: list, gib: float, args: argparse.Namespace) -> str:
-    step = rows[0].step
+    step, steps = rows[0].step, max(task.turns, 1)
+    history = f", in {steps} turns; at an episode's start there are fewer" if steps > 1 else ""
     lines = [
         f"{task.name}: {step.parameters / 1e9:.2f} x 10^9 parameters; one sample is {task.pictures} "
-        f"pictures, {task.prefix_tokens} tokens of prompt and {task.suffix_tokens} of state and queries",
+        f"pictures, {task.prefix_tokens} tokens of prompt and {steps * task.suffix_tokens} of state and "
+        f"queries{history}",
         f"stage {args.stage}, {args.batch_size} samples per update on each of {args.gpus} device(s) of "
         f"{gib:.0f} GiB",
         "",
