@@ -9,7 +9,7 @@ from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in 
 ``key=FILE.json:field/60`` divided. Only text is copied (manifest, episodes, results, learning curves,
 commands), no weights, no videos; and of RUN and RUN/ablation only what the numbers come from.
 
-    python scripts/publish.py results/bench --command "python runs/bench_align.py" a.x=align.json:align_x
+    python scripts/publish.py results/bench --command "vita-vla bench align" a.x=align.json:align_x
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The benchmark harness, its verb and its page."""
 
+import argparse
+import importlib
 import json
 import time
 from pathlib import Path
@@ -168,6 +170,40 @@ def test_a_comparison_becomes_a_table(tmp_path):
     assert "float32" in page and "- the rest is waiting" in page
     with pytest.raises(ValueError, match="markers"):
         bench_page.rendered("no markers", tmp_path)
+
+
+def toy(name: str, *flags: str) -> dict:
+    module = importlib.import_module(f"{verb.PACKAGE}.{name}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    args = parser.parse_args(flags)
+    args.toy, args.rounds, args.threads = True, 1, 1
+    return module.run(args)
+
+
+def test_an_align_step_has_equal_gradients_less_memory_and_the_formulas_work():
+    found = toy("align")
+    assert found["align_grad_diff"] < 1e-5 and found["align_memory_ratio"] > 1.5
+    assert found["align_flop_error"] < 0.02 and found["align_flop_ratio"] > 2
+    assert set(found["comparisons"]["an align step with a teacher"]["sides"]) == {
+        "teacher in every step",
+        "precomputed",
+    }
+    assert all(key in found for key in found["headline"])
+
+
+def test_a_finetune_step_runs_beside_smolvlas_and_does_the_formulas_work():
+    found = toy("train")
+    assert found["train_flop_error"] < 0.02
+    learned = found["learned_parameters"]
+    assert learned["SmolVLA, default"] < learned["SmolVLA, VLM"]
+    assert all(key in found for key in found["headline"])
+
+
+def test_loaders_are_compared_on_the_same_batches():
+    found = toy("data")
+    assert 0 < found["data_share"] < 1 and found["data_samples_per_s"] > 0
+    assert all(key in found for key in found["headline"])
 
 
 def test_the_page_shows_the_results():

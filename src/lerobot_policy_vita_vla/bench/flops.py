@@ -25,13 +25,26 @@ FUSED_BACKWARD = 2.5
 PLAIN_BACKWARD = 2.0
 
 
-def count(call: Callable[[], object]) -> int:
-    """FLOP of one call, its backward included where it runs one."""
+def count(call: Callable[[], object], inside: str = "") -> int:
+    """FLOP of one call, its backward included where it runs one.
+
+    PyTorch's counter knows no formula for the CPU's fused attention: use eager attention there.
+
+    Args:
+        call: What to count.
+        inside: Count only what happens in modules whose name ends so, such as ``language_model``.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    if not inside:
+        return counter.get_total_flops()
+    by_module = counter.get_flop_counts()
+    found = [name for name in by_module if name.endswith(f".{inside}")]
+    if not found:
+        raise ValueError(f"no module named {inside!r} ran; there were {', '.join(by_module)}")
+    return sum(sum(by_module[name].values()) for name in found)
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,13 @@ class Transformer:
         layers: L.
         weights: P, weights of all its linear layers together.
         width: d.
+        qkv: Weights of one layer's q, k and v.
     """
 
     layers: int
     weights: int
     width: int
+    qkv: int = 0
 
     @classmethod
     def decoder(
@@ -54,12 +69,14 @@ class Transformer:
     ) -> Transformer:
         """A language model's decoder: q, k, v, o and a gated MLP of three products in every layer."""
         attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-        return cls(layers, layers * (attention + 3 * hidden * intermediate), heads * head_dim)
+        weights = layers * (attention + 3 * hidden * intermediate)
+        return cls(layers, weights, heads * head_dim, hidden * head_dim * (heads + 2 * kv_heads))
 
     @classmethod
     def encoder(cls, *, layers: int, hidden: int, intermediate: int) -> Transformer:
         """An image encoder: q, k, v, o and an MLP of two products in every layer."""
-        return cls(layers, layers * (4 * hidden**2 + 2 * hidden * intermediate), hidden)
+        weights = layers * (4 * hidden**2 + 2 * hidden * intermediate)
+        return cls(layers, weights, hidden, 3 * hidden**2)
 
     def forward(self, queries: int, keys: int | None = None, *, causal: bool = False) -> float:
         """FLOP of one sample's forward.
@@ -100,13 +117,13 @@ def cached_step(text: Transformer, prefix: int, suffix: int, *, leaves_early: bo
         text: Its shape.
         prefix: m.
         suffix: s.
-        leaves_early: The prefix pass ends with the last layer's keys and values (`vla.caches`), so all of
-            that layer but their two products is left out.
+        leaves_early: The prefix pass ends with the last layer's keys and values (`vla.caches`), so of that
+            layer only q, k and v are computed.
     """
     before = text.forward(prefix)
     if leaves_early:
         one = Transformer(1, text.weights // text.layers, text.width)
-        before -= one.forward(prefix)
+        before -= one.forward(prefix) - 2 * text.qkv * prefix
     n = prefix + suffix
     return before + text.forward(suffix, n) + text.backward(suffix, n, learns=False)
 
@@ -136,3 +153,21 @@ def matmul_peak(device: str = "cuda", *, size: int = 8192, seconds: float = 1.0)
         wait()
         done += 10
     return done * 2 * size**3 / (time.perf_counter() - start)
+
+
+def share_of_peak(work: float, seconds: float, device: str) -> dict[str, float]:
+    """How much of a GPU's measured limit a step reaches; nothing on a CPU.
+
+    Args:
+        work: FLOP of the step.
+        seconds: How long it took.
+        device: Where it ran.
+
+    Returns:
+        ``peak_tflops``, what large products sustain there, ``tflops`` and ``share_of_peak``.
+    """
+    if not device.startswith("cuda"):
+        return {}
+    peak = matmul_peak(device)
+    reached = work / seconds
+    return {"peak_tflops": peak / 1e12, "tflops": reached / 1e12, "share_of_peak": reached / peak}

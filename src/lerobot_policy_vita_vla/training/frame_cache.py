@@ -169,7 +169,7 @@ class FrameCacheAccelerator(Accelerator):
                 sampler=data_loader.sampler,
                 drop_last=data_loader.drop_last,
                 pin_memory=data_loader.pin_memory,
-                collate_fn=_already_collated,
+                collate_fn=already_collated,
             )
         else:
             logger.info(
@@ -179,6 +179,7 @@ class FrameCacheAccelerator(Accelerator):
         return super().prepare_data_loader(data_loader, *args, **kwargs)
 
 
-def _already_collated(batch):
+def already_collated(batch: dict | list) -> dict:
+    """The collate function of a loader over a `CachedDataset`, whose batches come whole."""
     # accelerate may fetch single samples when it shards an uneven last batch.
     return batch if isinstance(batch, dict) else default_collate(batch)

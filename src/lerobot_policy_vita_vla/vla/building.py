@@ -27,6 +27,9 @@ from lerobot_policy_vita_vla.vla.vlm_files import (
 PROCESSOR_FOLDER = "vlm_processor"
 """Where a checkpoint keeps the VLM's processor."""
 
+CPU_ATTENTION = {"vision_config": "sdpa", "text_config": "eager"}
+"""What ``attn_implementation=auto`` is on a CPU."""
+
 
 def build_network(
     config: VitaVLAConfig,
@@ -90,7 +93,7 @@ def _build_backbone(config: VitaVLAConfig, checkpoint: Path | None, vlm_is_refer
     if config.attn_implementation == "auto" and config.device == "cpu":
         # Measured on CPU in bfloat16: sdpa's forward is the faster one (the image encoder has no backward),
         # its backward the slower one (260 against 370 ms for the mini VLM's decoder, batch 64, one core).
-        vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
+        vlm.set_attn_implementation(CPU_ATTENTION)
     if config.uses_lora:
         add_adapters(
             vlm,

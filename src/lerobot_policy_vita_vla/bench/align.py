@@ -1,0 +1,165 @@
+"""What freezing the prefix saves in stage 1, and what precomputed teacher features save on top.
+
+An align step of the student on one VLM both ways: one pass over everything (naive), and the prefix without
+gradient followed by the suffix on its keys and values (cached). Then the cached step with a teacher (Seer,
+preset tiny) that computes its features in every step, and with features that were computed before.
+
+The images are encoded once in either way, without gradient, which dilutes the first ratio: a third of the
+forward here, a sixth in VITA-1.5-7B with two cameras.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.vla.align import align_loss
+
+LARGEST_ERROR = 0.02
+"""By which the counted work may differ from the formulas."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this benchmark."""
+    parser.add_argument(
+        "--shape", choices=sorted(random_vlm.SHAPES), default="internvl-8x512", help="the VLM"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="samples (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 runs under autocast (default: %(default)s)",
+    )
+    parser.set_defaults(rounds=5)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, count and compare gradients."""
+    shape, batch_size = random_vlm.SHAPES[args.shape], args.batch_size
+    if args.toy:
+        shape, batch_size = shape.toy(), 2
+    torch.manual_seed(0)
+    network = students.network(shape, "align", args.device)
+    seen = students.inputs(shape.image, batch_size=batch_size).to(args.device)
+    teacher = _teacher(shape.image, args.device)
+    learns = [p for p in network.parameters() if p.requires_grad]
+
+    def step(cached: bool, targets: Callable[[], Tensor]) -> list[Tensor]:
+        network.backbone.cached = cached
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            features = network.features(seen.images, seen.tasks, seen.state)
+        return torch.autograd.grad(align_loss(features, targets(), kind="mse")[0], learns)
+
+    def stored() -> Tensor:
+        return seen.target
+
+    ways = {"naive": lambda: step(False, stored), "cached": lambda: step(True, stored)}
+    saved, gradients = {}, {}
+    for way, call in ways.items():
+        count = students.SavedBytes(network)
+        with count.hooks:
+            gradients[way] = call()
+        saved[way] = count.total
+    steps = harness.side_by_side(ways, rounds=args.rounds)
+    with_teacher = harness.side_by_side(
+        {
+            "teacher in every step": lambda: step(True, lambda: teacher(seen)),
+            "precomputed": lambda: step(True, stored),
+        },
+        rounds=args.rounds,
+    )
+    speedup = steps["ratios"]["naive/cached"]
+    teaching = with_teacher["ratios"]["teacher in every step/precomputed"]
+    pairs = zip(gradients["naive"], gradients["cached"], strict=True)
+    work = _work(network, shape, seen, ways)
+    return {
+        "dtype": args.dtype,
+        "setting": (
+            f"{args.shape} with random weights, two images of {shape.image_tokens} tokens, "
+            f"{work['prefix']} tokens of prompt in all, batch {batch_size}."
+        ),
+        "comparisons": {"an align step": steps, "an align step with a teacher": with_teacher},
+        "headline": {
+            "align_speedup": "align step, naive / cached prefix, time",
+            "align_memory_ratio": "align step, naive / cached prefix, memory kept for backward",
+            "align_grad_diff": "largest relative difference of their gradients",
+            "align_teacher_speedup": "align step, teacher in every step / precomputed features, time",
+            "align_flop_ratio": "align step, naive / cached prefix, work of the language model",
+            "align_flop_error": "largest error of the formulas against the counted work",
+        },
+        "align_speedup": speedup["median"],
+        "align_speedup_low": speedup["low"],
+        "align_speedup_high": speedup["high"],
+        "align_memory_ratio": saved["naive"] / saved["cached"],
+        "align_grad_diff": max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs),
+        "align_teacher_speedup": teaching["median"],
+        "align_teacher_speedup_low": teaching["low"],
+        "align_teacher_speedup_high": teaching["high"],
+        "align_flop_ratio": work["formula"]["naive"] / work["formula"]["cached"],
+        "align_flop_error": work["error"],
+        "saved_bytes": saved,
+        "work": work,
+        "shape": shape.to_dict(),
+        "batch_size": batch_size,
+    } | flops.share_of_peak(flops.count(ways["cached"]), steps["sides"]["cached"]["median_s"], args.device)
+
+
+def _work(network: Any, shape: random_vlm.Shape, seen: students.Inputs, ways: dict) -> dict[str, Any]:
+    """FLOP per sample of the language model in both ways, counted and by formula."""
+    suffix = 1 + students.CHUNK
+    prompt = network.backbone.prompts.encode(seen.images, seen.tasks, suffix)
+    prefix = prompt.tokens["input_ids"].shape[1] - suffix
+    text = students.text_shape(shape)
+    formula = {
+        "naive": flops.naive_step(text, prefix, suffix),
+        "cached": flops.cached_step(text, prefix, suffix),
+    }
+    counted = {
+        way: flops.count(call, inside="language_model") / len(seen.tasks) for way, call in ways.items()
+    }
+    error = max(abs(counted[way] / formula[way] - 1) for way in ways)
+    return {
+        "prefix": prefix,
+        "counted": counted,
+        "formula": formula,
+        "error": error,
+    }
+
+
+def _teacher(image_size: int, device: str) -> Callable[[students.Inputs], Tensor]:
+    """Seer, preset tiny, with random weights, on the two cameras."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+
+    from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
+    from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
+    from lerobot_policy_vita_vla.teacher.seer.teacher import SeerTeacher
+
+    cameras = ("observation.images.front", "observation.images.wrist")
+    picture = PolicyFeature(type=FeatureType.VISUAL, shape=(3, image_size, image_size))
+    state = PolicyFeature(type=FeatureType.STATE, shape=(students.STATE,))
+    config = SeerConfig(
+        preset="tiny",
+        device=device,
+        chunk_size=students.CHUNK,
+        auxiliary_weight=0.0,
+        input_features=dict.fromkeys(cameras, picture) | {"observation.state": state},
+        output_features={"action": PolicyFeature(type=FeatureType.ACTION, shape=(students.ACTION,))},
+        action_spec=students.spec().to_dict(),
+    )
+    teacher = SeerTeacher(SeerPolicy(config).eval()).to(device)
+
+    def targets(seen: students.Inputs) -> Tensor:
+        batch = dict(zip(cameras, seen.images, strict=True))
+        batch |= {"observation.state": seen.state, "task": seen.tasks}
+        features = teacher.targets(batch).features_BTE
+        # Its width is its own; the target only has to have the student's.
+        return features.repeat(1, 1, -(-students.WIDTH // features.shape[-1]))[..., : students.WIDTH]
+
+    return targets
