@@ -12,14 +12,19 @@ import torch
 from evaluation_helpers import InterruptedPredictor, LookingPredictor, comparable, short_manifest
 from lerobot_policy_vita_vla.conversion import Conversion
 from lerobot_policy_vita_vla.demos.replay_metaworld import metaworld_conventions
-from lerobot_policy_vita_vla.evaluation import record
+from lerobot_policy_vita_vla.demos.scenes import scenes_of
+from lerobot_policy_vita_vla.evaluation import record, worker
 from lerobot_policy_vita_vla.evaluation.checks import check_recording, conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
 from lerobot_policy_vita_vla.evaluation.predictor import PolicyPredictor
 from lerobot_policy_vita_vla.evaluation.results import read_episodes, read_result
 from lerobot_policy_vita_vla.evaluation.runner import EXPERT, evaluate
+from vita_vla_cli import simulators
 
 MANIFEST = short_manifest()
+TRIALS = 18
+"""Calls by which `settle_batch` finds that this policy's rows do not depend on each other."""
+
 SMALL = {"label": "looking", "device": "cpu", "videos_per_task": (0, 0), "progress": False}
 
 
@@ -38,8 +43,40 @@ def test_outcomes_do_not_depend_on_who_else_plays(reference, tmp_path):
     episodes = read_episodes(tmp_path)
     assert comparable(episodes) == comparable(read_episodes(reference[0]))
     assert len({e["state_hash"] for e in episodes}) == 4, "different episodes end in different states"
-    # All calls after the trials have the same number of rows, filled up where fewer wait.
-    assert set(crowded.calls[2:]) == {4}
+    # 12 steps in chunks of 3: no row was predicted for nobody.
+    assert sum(crowded.calls[TRIALS:]) == 4 * 4
+
+
+def test_outcomes_do_not_depend_on_the_order_nor_on_what_a_simulator_played_before(reference, tmp_path):
+    backwards = replace(MANIFEST, episodes=MANIFEST.episodes[::-1])
+    evaluate(LookingPredictor(), backwards, tmp_path, **SMALL, workers=2, fresh_simulators=True)
+    assert comparable(read_episodes(tmp_path)) == comparable(read_episodes(reference[0]))
+
+
+def test_the_command_line_imports_the_simulators_that_are_needed_later():
+    for suite, module in simulators.SCENES.items():
+        assert scenes_of(suite).module == module
+    assert worker.__name__ == simulators.WORKER
+
+
+class RoundsByRows(LookingPredictor):
+    """A policy whose kernels round by the number of rows, as real ones do."""
+
+    def predict(self, observations):
+        return super().predict(observations) + np.float32(1e-6) * (len(observations) < 3)
+
+
+def test_where_the_number_of_rows_matters_calls_are_filled_up(tmp_path):
+    sides = {"alone": {"workers": 1, "envs_per_worker": 1}, "crowded": {"workers": 2, "envs_per_worker": 2}}
+    for name, settings in sides.items():
+        predictor = RoundsByRows()
+        manifest = short_manifest(4, steps=6)
+        evaluate(predictor, manifest, tmp_path / name, **SMALL, **settings, inference_batch=4)
+        # Eight episodes of two predictions: how many rows share a call depends on who is there first.
+        played = predictor.calls[-16:] if name == "alone" else predictor.calls[-5:]
+        assert set(played) == {4}
+    alone, crowded = (comparable(read_episodes(tmp_path / name)) for name in sides)
+    assert alone == crowded
 
 
 def test_the_result_says_what_was_measured_and_how(reference):
@@ -79,9 +116,8 @@ def _press_ctrl_c():
 
 def test_an_interrupted_evaluation_continues(reference, tmp_path):
     settings = {**SMALL, "workers": 1, "envs_per_worker": 1}
-    trials = 2 + 2 * 4
     with pytest.raises(KeyboardInterrupt):
-        evaluate(InterruptedPredictor(trials + 6, _press_ctrl_c), MANIFEST, tmp_path, **settings)
+        evaluate(InterruptedPredictor(TRIALS + 6, _press_ctrl_c), MANIFEST, tmp_path, **settings)
     assert not multiprocessing.active_children()
     partial = read_result(tmp_path)
     assert (partial["complete"], partial["episodes"]) == (False, 1)
@@ -98,7 +134,7 @@ def test_the_death_of_a_worker_is_told_and_nothing_hangs(tmp_path):
     def kill_a_worker():
         multiprocessing.active_children()[0].kill()
 
-    predictor = InterruptedPredictor(20, kill_a_worker)
+    predictor = InterruptedPredictor(TRIALS + 2, kill_a_worker)
     with pytest.raises(RuntimeError, match=r"ended unexpectedly \(exit code -9"):
         evaluate(predictor, short_manifest(4), tmp_path, **SMALL, workers=1)
     assert not multiprocessing.active_children()

@@ -1,15 +1,19 @@
 """One episode in one process: what is drawn, what is handed over, who disturbs whom."""
 
 import hashlib
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
 
 from evaluation_helpers import LookingPredictor
 from lerobot_policy_vita_vla.demos.metaworld import SceneEnv
+from lerobot_policy_vita_vla.evaluation import resets
 from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
+from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 from lerobot_policy_vita_vla.evaluation.pool import EpisodeQueue
-from lerobot_policy_vita_vla.evaluation.worker import Rollout, Settings
+from lerobot_policy_vita_vla.evaluation.worker import Rollout, Settings, Stage
 
 SCENE = {"quality": "light", "observation_size": 32, "episode_length": 10}
 
@@ -21,7 +25,10 @@ def env():
     scene.close()
 
 
-def _play(env, film=False, **settings):
+BOTH = (True, False)
+
+
+def _play(env, film=(), **settings):
     """Observations at every request, and the outcome."""
     rollout = Rollout(env, 5, Settings(**SCENE, **settings), film)
     requests, chunk = [], None
@@ -45,7 +52,7 @@ def _count_draws(env, monkeypatch):
         ({"chunk_size": 3, "n_action_steps": 3, "n_obs_steps": 2}, [0, 2, 3, 5, 6, 8, 9]),
         ({"chunk_size": 3, "n_action_steps": 2}, [0, 2, 4, 6, 8, 10]),
         ({"chunk_size": 3, "n_action_steps": 3, "uses_images": False}, [0]),
-        ({"chunk_size": 3, "n_action_steps": 2, "uses_images": False, "film": True}, [0, 3, 6, 9]),
+        ({"chunk_size": 3, "n_action_steps": 2, "uses_images": False, "film": BOTH}, [0, 3, 6, 9]),
         ({"expert": True, "uses_images": False}, [0]),
     ],
 )
@@ -53,7 +60,7 @@ def test_pictures_are_drawn_where_someone_looks(env, monkeypatch, settings, step
     draws = _count_draws(env, monkeypatch)
     _, outcome = _play(env, **settings)
     assert draws == steps_drawn
-    assert (outcome["frames"] is not None) == settings.get("film", False)
+    assert (outcome["frames"] is not None) == ("film" in settings)
 
 
 def test_a_history_holds_the_last_pictures_and_states_although_most_are_not_drawn(env):
@@ -80,9 +87,49 @@ def test_the_simulator_gets_the_actions_from_the_asked_index_on(env):
 
 def test_filming_changes_nothing_but_the_frames(env):
     chunks = {"chunk_size": 3, "n_action_steps": 2}
-    (_, plain), (_, filmed) = _play(env, **chunks), _play(env, film=True, **chunks)
+    (_, plain), (_, filmed) = _play(env, **chunks), _play(env, film=BOTH, **chunks)
     assert plain["state_hash"] == filmed["state_hash"]
     assert filmed["frames"].shape == (4, 32, 32, 3)
+    # These ten steps fail; frames of an outcome of which no video is wanted stay where they are.
+    assert _play(env, film=(False,), **chunks)[1]["frames"] is not None
+    assert _play(env, film=(True,), **chunks)[1]["frames"] is None
+
+
+def test_pictures_travel_through_shared_memory_and_each_slot_has_its_own():
+    board = PictureBoard(multiprocessing.get_context("spawn"), slots=2, slot_bytes=2 * 4 * 4 * 3)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 3)).astype(np.uint8)
+    sent = [
+        {"pixels.image": mine[0], "pixels.image2": mine[1][::-1], "agent_pos": np.zeros(4), "task": "open it"}
+        for mine in pictures
+    ]
+    messages = [board.put(slot, observation) for slot, observation in enumerate(sent)]
+    assert len(pickle.dumps(messages[0])) < len(pickle.dumps(sent[0]))
+    for message, observation in zip(messages, sent, strict=True):
+        seen = board.look(message)
+        assert list(seen) == list(observation)
+        np.testing.assert_array_equal(seen["pixels.image"], observation["pixels.image"])
+        np.testing.assert_array_equal(seen["pixels.image2"], observation["pixels.image2"])
+        assert seen["task"] == "open it"
+        with pytest.raises(ValueError, match="read-only"):
+            seen["pixels.image"][0] = 0
+    # What does not fit is sent as it is.
+    large = {"pixels": np.zeros((5, 5, 4), dtype=np.uint8)}
+    assert board.put(0, large) == large
+
+
+def test_a_simulator_that_was_built_ahead_changes_nothing():
+    manifest = make_manifest("door-open,drawer-open", 1, seed=5, observation_size=32)
+    board = PictureBoard(multiprocessing.get_context("spawn"), slots=1, slot_bytes=32 * 32 * 3)
+    hashes = []
+    for ahead in ((), manifest.episodes):
+        stage = Stage(board)
+        assert stage.handle("setup", None, Settings(**SCENE, expert=True)) is None
+        for episode in ahead:
+            assert stage.handle("build", 0, episode) is None
+        kind, slot, outcome = stage.handle("episode", 0, (manifest.episodes[0], ()))
+        assert (kind, slot, outcome["steps"]) == ("finished", 0, 10)
+        hashes.append(outcome["state_hash"])
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize("quality", ["light", "standard"])
@@ -98,6 +145,23 @@ def test_scenes_in_one_process_do_not_disturb_each_others_pictures(quality):
         other.close()
         np.testing.assert_array_equal(mine.reset(seed=3)[0]["pixels"], alone)
     mine.close()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_a_reset_leaves_behind_is_found(monkeypatch, leaves):
+    def reset(self, seed=None, **kwargs):
+        found = SceneEnv.reset(self, seed=seed, **kwargs)
+        # A thousandth of a millimetre, in the episodes after the first.
+        self._env.data.mocap_pos[:] += 1e-6 * leaves * (self.played > 0)
+        self.played += 1
+        return found
+
+    stained = type("Stained", (SceneEnv,), {"reset": reset, "played": 0})
+    monkeypatch.setattr(resets, "make_scene", lambda suite, task, protocol, **look: stained(task, **look))
+    manifest = make_manifest("door-open", 3, seed=5, observation_size=32, episode_length=12)
+    different = ["door-open-v3/5", "door-open-v3/6"] if leaves else []
+    found = resets.compare_resets(manifest)
+    assert found == {"door-open-v3": {"episodes": 3, "different": different}}
 
 
 def test_a_slot_keeps_its_task_then_opens_another_then_helps():

@@ -2,7 +2,12 @@
 
 A row's numbers must not depend on who else is in the batch: a policy in closed loop amplifies a rounding
 difference until an episode ends otherwise. `settle_batch` therefore tries it out and batches only what proves
-independent.
+independent, bit by bit: of the other rows' content, of the place in the call, and of the number of rows.
+Where the number of rows matters (a kernel is chosen by it), calls are filled up to a number that does not.
+
+What follows: with the same device, threads and rows per call an episode's outcome is a function of the policy
+and the episode. Between different rows per call, threads or devices nothing is promised, and nothing compared
+without saying so (`checks.NUMERICS`).
 """
 
 from __future__ import annotations
@@ -21,11 +26,41 @@ logger = logging.getLogger(__name__)
 
 
 class BatchPlan(NamedTuple):
-    """How many rows one inference call holds, and whether they may have different instructions."""
+    """How inference calls are made up.
+
+    Attributes:
+        rows: Most rows of a call.
+        mixed_tasks: Rows may have different instructions.
+        stochastic: The policy draws random numbers: one row per call, each with its own seed.
+        sizes: Numbers of rows that give the same bits as ``rows``, ascending, itself included.
+    """
 
     rows: int
     mixed_tasks: bool
     stochastic: bool
+    sizes: tuple[int, ...] = ()
+
+    def size(self, waiting: int) -> int:
+        """Rows of the next call: as many as can be filled, or filled up where the policy needs it."""
+        fitting = [size for size in self.sizes or (self.rows,) if size <= waiting]
+        return max(fitting) if fitting else min(self.sizes or (self.rows,))
+
+
+def next_batch(waiting: list[tuple[int, dict]], plan: BatchPlan) -> tuple[list, list]:
+    """Split off the rows of the next call, oldest first, of one instruction unless the plan mixes them.
+
+    Args:
+        waiting: Slot and observation of every episode that waits for a chunk, oldest first; not empty.
+        plan: How calls are made up.
+
+    Returns:
+        The rows, at most ``plan.rows``, and those that go on waiting.
+    """
+    task = waiting[0][1]["task"]
+    fitting = [item for item in waiting if plan.mixed_tasks or item[1]["task"] == task]
+    rows = fitting[: plan.size(len(fitting))]
+    taken = {slot for slot, _ in rows}
+    return rows, [item for item in waiting if item[0] not in taken]
 
 
 def settle_batch(
@@ -33,10 +68,9 @@ def settle_batch(
 ) -> tuple[BatchPlan, tuple[int, ...]]:
     """Find out how many rows a call may hold without any row depending on the others.
 
-    Calls are always padded to the same number of rows, so what can matter is a row's place and its company.
-    Tried bit for bit on random observations: company with other instructions, then company with the same
-    instruction; where neither proves independent (some CPU kernels round a row by its place), one row per
-    call is left.
+    Tried bit for bit on random observations, in calls of ``rows`` rows: a row's place, and company with other
+    instructions, then with the same instruction; where neither proves independent (some CPU kernels round a
+    row by its place), one row per call is left. Then which smaller calls give the same bits.
 
     Args:
         predict: `ChunkPredictor.predict`.
@@ -101,8 +135,27 @@ def settle_batch(
         (False, ((longest, longest), (shortest, shortest))),
     ):
         if all(unmoved(*pair) for pair in pairs):
-            return BatchPlan(rows=rows, mixed_tasks=mixed, stochastic=False), alone.shape
+            # The shortest among themselves make a shorter call where others do not lengthen it.
+            companies = [(longest, shortest if mixed else longest), (shortest, shortest)]
+            calls = [[observe(pair[row % 2]) for row in range(rows)] for pair in companies]
+            return BatchPlan(rows, mixed, False, _equal_sizes(predict, calls)), alone.shape
     logger.warning(
         "rows of one inference call are not independent of each other here: predicting one at a time"
     )
     return BatchPlan(rows=1, mixed_tasks=True, stochastic=False), alone.shape
+
+
+def _equal_sizes(predict: Callable[[list[dict]], np.ndarray], calls: list[list[dict]]) -> tuple[int, ...]:
+    """Which powers of two below the full number of rows give each row the bits that a full call gives it."""
+    rows = len(calls[0])
+    full = [predict(call) for call in calls]
+    sizes = [2**power for power in range((rows - 1).bit_length())]
+    equal = [
+        size
+        for size in sizes
+        if all(
+            np.array_equal(predict(call[:size]), answer[:size])
+            for call, answer in zip(calls, full, strict=True)
+        )
+    ]
+    return (*equal, rows)

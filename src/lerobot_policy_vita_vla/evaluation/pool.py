@@ -3,18 +3,23 @@
 Processes come from a fork server that has imported the simulator once, so a worker starts in milliseconds
 instead of the seconds that importing LeRobot takes, and shares that memory; nothing of the parent (GPU state,
 threads, GL) is inherited. Where the platform has no fork server, plain spawning does the same, slower.
+
+A process cannot start before the server has imported, so starting happens in a thread: meanwhile this process
+loads the policy, and then the simulators are built as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
 
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Episode
+from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 from lerobot_policy_vita_vla.evaluation.worker import Settings, serve
 
 SHARE_FROM = 2
@@ -61,37 +66,72 @@ class WorkerPool:
         stall_s: Longest silence of all workers, seconds, before giving up (our choice: five minutes is far
             above building a simulator on a loaded machine).
         suite: Whose simulator is imported before processes are forked.
+        picture_bytes: Size of the pictures of one observation.
     """
 
     def __init__(
-        self, workers: int, slots_per_worker: int, *, stall_s: float = 300.0, suite: str = METAWORLD.name
+        self,
+        workers: int,
+        slots_per_worker: int,
+        *,
+        stall_s: float = 300.0,
+        suite: str = METAWORLD.name,
+        picture_bytes: int = 0,
     ):
         for name, value in (("workers", workers), ("envs_per_worker", slots_per_worker)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.slots = range(workers * slots_per_worker)
         self._workers, self._stall_s, self._suite = workers, stall_s, suite
+        self._picture_bytes = picture_bytes
         self._processes, self._connections = [], []
+        self._started: Future | None = None
 
     def __enter__(self) -> WorkerPool:
-        context = _context(self._suite)
-        try:
-            for index in range(self._workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=serve, args=(theirs,), daemon=True, name=f"vita-vla-simulator-{index}"
-                )
-                self._connections.append(ours)
-                process.start()
-                self._processes.append(process)
-                # Ours alone may keep the pipe open, or the death of a worker would go unnoticed.
-                theirs.close()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
+    def begin(self, settings: Settings, first: Mapping[int, Episode]) -> None:
+        """Start the processes without waiting for them, and let them build what they will need.
+
+        Args:
+            settings: What is known of the settings yet.
+            first: Slot -> the episode that it will begin with.
+        """
+        starter = ThreadPoolExecutor(1, thread_name_prefix="vita-vla-start")
+        self._started = starter.submit(self._start, settings, first)
+        starter.shutdown(wait=False)
+
+    def setup(self, settings: Settings) -> None:
+        """Tell every worker what is common to all episodes; waits until the processes have started."""
+        self._started.result()
+        self._settle(settings)
+
+    def _start(self, settings: Settings, first: Mapping[int, Episode]) -> None:
+        context = _context(self._suite)
+        self._board = PictureBoard(context, len(self.slots), self._picture_bytes)
+        for index in range(self._workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=serve, args=(theirs, self._board), daemon=True, name=f"vita-vla-simulator-{index}"
+            )
+            self._connections.append(ours)
+            process.start()
+            self._processes.append(process)
+            # Ours alone may keep the pipe open, or the death of a worker would go unnoticed.
+            theirs.close()
+        self._settle(settings)
+        for slot, episode in first.items():
+            self.send(slot, "build", episode)
+
+    def _settle(self, settings: Settings) -> None:
+        for index in range(self._workers):
+            self._post(index, ("setup", None, settings.for_worker(index)))
+
     def __exit__(self, *_: Any) -> None:
+        if self._started is not None:
+            # Processes that are being started would otherwise be missed here. Its error, if it has one, was
+            # told by `setup`, or follows from the one that ends this.
+            self._started.exception()
         for connection in self._connections:
             connection.close()
         for process in self._processes:
@@ -103,11 +143,6 @@ class WorkerPool:
             if process.is_alive():
                 process.kill()
                 process.join()
-
-    def setup(self, settings: Settings) -> None:
-        """Tell every worker what is common to all episodes."""
-        for index in range(self._workers):
-            self._post(index, ("setup", None, settings.for_worker(index)))
 
     def send(self, slot: int, kind: str, payload: Any) -> None:
         """Send a message to a slot."""
@@ -128,12 +163,12 @@ class WorkerPool:
         messages = []
         for connection in ready:
             try:
-                message = connection.recv()
+                kind, slot, content = connection.recv()
             except (EOFError, ConnectionResetError):
                 raise self._death(self._connections.index(connection)) from None
-            if message[0] == "error":
-                raise RuntimeError(f"a simulator process failed:\n{message[2]}")
-            messages.append(message)
+            if kind == "error":
+                raise RuntimeError(f"a simulator process failed:\n{content}")
+            messages.append((kind, slot, self._board.look(content) if kind == "observation" else content))
         return messages
 
     def _post(self, index: int, message: tuple) -> None:

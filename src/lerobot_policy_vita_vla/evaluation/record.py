@@ -90,9 +90,11 @@ class RunRecord:
         finished = {episode["id"] for episode in self._episodes}
         return [episode for episode in self.manifest.episodes if episode.id not in finished]
 
-    def films(self, task: str) -> bool:
-        """Whether a video of another episode of this task is wanted, whatever its outcome."""
-        return any(self._filmed(task, success) < wanted for success, wanted in self._videos.items())
+    def films(self, task: str) -> frozenset[bool]:
+        """Outcomes of which a video of another episode of this task is wanted."""
+        return frozenset(
+            success for success, wanted in self._videos.items() if self._filmed(task, success) < wanted
+        )
 
     def set_renderer(self, name: str, software: bool) -> None:
         """Note what draws the pictures; software is said aloud once."""

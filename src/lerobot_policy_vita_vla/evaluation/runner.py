@@ -1,26 +1,27 @@
 """Playing a manifest's episodes with a policy: `evaluate`.
 
     worker processes                       this process
-    simulators, queues, histories  --observations-->  one policy, fixed batches
+    simulators, queues, histories  --observations-->  one policy, calls of several rows
                                    <----chunks------
 
 The outcome of an episode is a function of the policy and the episode alone: not of the number of workers, of
-    the
-order, or of which episodes run at the same time.
+the order, or of which episodes run at the same time (`play`, `batching`).
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shlex
 import shutil
 import sys
 import time
-from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.chunking import check_chunking
@@ -28,7 +29,8 @@ from lerobot_policy_vita_vla.demos.scenes import check_ready, scenes_of
 from lerobot_policy_vita_vla.evaluation import results
 from lerobot_policy_vita_vla.evaluation.batching import BatchPlan, settle_batch
 from lerobot_policy_vita_vla.evaluation.checks import check_recording, check_same_run
-from lerobot_policy_vita_vla.evaluation.manifest import Episode, Manifest, load_manifest
+from lerobot_policy_vita_vla.evaluation.manifest import Manifest, load_manifest
+from lerobot_policy_vita_vla.evaluation.play import play
 from lerobot_policy_vita_vla.evaluation.pool import EpisodeQueue, WorkerPool
 from lerobot_policy_vita_vla.evaluation.predictor import (
     ChunkPredictor,
@@ -46,9 +48,14 @@ SCENE_KEYS = ("suite", "protocol", "quality", "observation_size", "episode_lengt
 EXPERT = "expert"
 """Name under which the simulator's scripted expert can be evaluated: what the suite allows at best."""
 
-CPU_ROWS, GPU_ROWS = 4, 8
-"""Rows per inference call (our choice: at 4 a small policy on one core spends half the time per row that it
-needs alone; a GPU has room for more)."""
+ROWS = 8
+"""Most rows per inference call (our choice: on one core a student of the quickstart's size takes 16 ms for
+one row, 8 per row at 4 rows and 6 per row from 8 rows on)."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def evaluate(
@@ -57,8 +64,8 @@ def evaluate(
     out_dir: str | Path,
     *,
     label: str,
-    workers: int = 2,
-    envs_per_worker: int = 4,
+    workers: int | None = None,
+    envs_per_worker: int | None = None,
     inference_batch: int | None = None,
     videos_per_task: tuple[int, int] = (1, 1),
     device: str | None = None,
@@ -66,7 +73,8 @@ def evaluate(
     temporal_ensemble_coeff: float | None = None,
     resume: bool = True,
     allow_other_recording: bool = False,
-    threads: int = 1,
+    threads: int | None = None,
+    fresh_simulators: bool = False,
     command: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -81,10 +89,11 @@ def evaluate(
         manifest: The episodes, or the path of their file.
         out_dir: Folder of this policy's results; see `results` for its files.
         label: Name in tables and reports.
-        workers: Simulator processes.
-        envs_per_worker: Episodes at a time in each.
-        inference_batch: Rows per inference call; None: `CPU_ROWS` or `GPU_ROWS`. Smaller where
-            `predictor.settle_batch` finds that rows would depend on each other.
+        workers: Simulator processes; None: one per core that this process may use, since any of them may
+            wait for the policy.
+        envs_per_worker: Episodes at a time in each; None: as many as make two inference calls.
+        inference_batch: Most rows per inference call; None: `ROWS`. Smaller where `batching.settle_batch`
+            finds that rows would depend on each other.
         videos_per_task: How many failures and how many successes of each task are filmed.
         device: Where the policy runs; None: ``cuda`` if there is one.
         n_action_steps: Actions executed per prediction, instead of the policy's own setting; given alone it
@@ -92,7 +101,10 @@ def evaluate(
         temporal_ensemble_coeff: Ensembling instead of the policy's own setting; one action per prediction.
         resume: False deletes what the folder holds of an earlier evaluation and starts over.
         allow_other_recording: Go on although the policy was trained on other pictures, or on these episodes.
-        threads: CPU threads of inference (our choice: 1; simulators need the cores more than a small policy).
+        threads: CPU threads of inference; None: half of the cores where the policy runs on them (our choice:
+            a small policy takes about as long as its simulators), else 1.
+        fresh_simulators: Build a new simulator for every episode instead of resetting one by its seed; slow,
+            and needed only where `resets` finds that a reset leaves something behind.
         command: Recorded in the results; None takes this process's own command line.
         progress: Show a progress bar with the time left and the success so far.
 
@@ -108,6 +120,12 @@ def evaluate(
     manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
     check_ready(manifest.suite)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if threads is None:
+        threads = max(1, usable_cores() // 2) if device == "cpu" else 1
+    rows = inference_batch or ROWS
+    workers = usable_cores() if workers is None else workers
+    if envs_per_worker is None:
+        envs_per_worker = math.ceil(2 * rows / max(1, workers))
     folder = Path(out_dir)
     if not resume:
         _delete_results(folder)
@@ -140,9 +158,12 @@ def evaluate(
     threads_before = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(threads)
+    queue, room = EpisodeQueue(record.remaining()), _picture_bytes(manifest, _history(policy))
     try:
-        # The simulators import while the policy loads.
-        with WorkerPool(workers, envs_per_worker, suite=manifest.suite) as pool:
+        with WorkerPool(workers, envs_per_worker, suite=manifest.suite, picture_bytes=room) as pool:
+            # The simulators import, and the first ones are built, while the policy loads.
+            first = {slot: episode for slot in pool.slots if (episode := queue.next(None)) is not None}
+            pool.begin(_settings(manifest, fresh_simulators=fresh_simulators), first)
             predictor = policy
             if from_path:
                 predictor = load_predictor(
@@ -154,26 +175,29 @@ def evaluate(
                 )
             elif policy != EXPERT and not (n_action_steps is temporal_ensemble_coeff is None):
                 raise ValueError("for a policy in memory, set the execution where the predictor is made")
-            rows = inference_batch or (CPU_ROWS if device == "cpu" else GPU_ROWS)
             predictor, settings, plan = _prepare(predictor, manifest, rows)
+            settings = replace(settings, fresh_simulators=fresh_simulators)
             record.begin(predictor, settings, plan)
             pool.setup(settings)
-            _play(pool, predictor, plan, record)
+            play(pool, predictor, plan, record, queue, first)
     finally:
         torch.set_num_threads(threads_before)
         record.close(time.monotonic() - started)
     return record.result
 
 
+def _settings(manifest: Manifest, **settings: Any) -> Settings:
+    return Settings(**{key: getattr(manifest, key) for key in SCENE_KEYS}, **settings)
+
+
 def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, BatchPlan]:
-    scene = {key: getattr(manifest, key) for key in SCENE_KEYS}
     if predictor == EXPERT:
-        return None, Settings(**scene, uses_images=False, expert=True), BatchPlan(1, True, False)
+        return None, _settings(manifest, uses_images=False, expert=True), BatchPlan(1, True, False)
     plan, (_, chunk_size, action_dim) = settle_batch(predictor.predict, manifest, rows, predictor.n_obs_steps)
     if action_dim != (takes := scenes_of(manifest.suite).action_dim):
         raise ValueError(f"the policy gives {action_dim} numbers per action, {manifest.suite} takes {takes}")
-    settings = Settings(
-        **scene,
+    settings = _settings(
+        manifest,
         chunk_size=chunk_size,
         n_action_steps=predictor.n_action_steps or chunk_size - predictor.execute_from,
         ensemble_coeff=predictor.ensemble_coeff,
@@ -187,60 +211,17 @@ def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, B
     return predictor, settings, plan
 
 
-def _play(pool: WorkerPool, predictor: ChunkPredictor | None, plan: BatchPlan, record: RunRecord) -> None:
-    queue = EpisodeQueue(record.remaining())
-    running: dict[int, Episode] = {}
-    waiting: list[tuple[int, dict]] = []
-    asked: Counter[int] = Counter()
-
-    def start(slot: int, task: str | None) -> None:
-        if (episode := queue.next(task)) is not None:
-            running[slot], asked[slot] = episode, 0
-            pool.send(slot, "episode", (episode, record.films(episode.task)))
-
-    for slot in pool.slots:
-        start(slot, None)
-    while running:
-        # A call costs the same full or not: half of the episodes may as well wait while the others simulate.
-        enough = min(plan.rows, (len(running) + 1) // 2)
-        for kind, slot, content in pool.receive(block=len(waiting) < enough):
-            if kind == "observation":
-                waiting.append((slot, content))
-            elif kind == "finished":
-                episode = running.pop(slot)
-                record.add(episode, content)
-                start(slot, episode.task)
-            else:
-                record.set_renderer(*content)
-        if len(waiting) >= enough:
-            rows, waiting = _next_batch(waiting, plan)
-            if plan.stochastic:
-                slot = rows[0][0]
-                torch.manual_seed(_noise_seed(running[slot].seed, asked[slot]))
-            # Padded to a fixed number of rows: the kernels chosen, and their rounding, depend on it.
-            observations = [observation for _, observation in rows]
-            chunks = predictor.predict(observations + observations[:1] * (plan.rows - len(rows)))
-            for (slot, _), chunk in zip(rows, chunks, strict=False):
-                if not np.isfinite(chunk).all():
-                    raise ValueError(
-                        f"the policy gave an action that is not finite in episode {running[slot].id}"
-                    )
-                asked[slot] += 1
-                pool.send(slot, "chunk", chunk)
+def _picture_bytes(manifest: Manifest, history: int) -> int:
+    return len(scenes_of(manifest.suite).cameras) * history * manifest.observation_size**2 * 3
 
 
-def _next_batch(waiting: list[tuple[int, dict]], plan: BatchPlan) -> tuple[list, list]:
-    """Split off the rows of the next call, oldest first, of one instruction unless the plan mixes them."""
-    task = waiting[0][1]["task"]
-    rows, rest = [], []
-    for item in waiting:
-        fits = len(rows) < plan.rows and (plan.mixed_tasks or item[1]["task"] == task)
-        (rows if fits else rest).append(item)
-    return rows, rest
-
-
-def _noise_seed(episode_seed: int, prediction: int) -> int:
-    return int(np.random.SeedSequence([episode_seed, prediction]).generate_state(1)[0])
+def _history(policy: str | Path | ChunkPredictor) -> int:
+    """Observations per prediction, before the policy is loaded."""
+    if policy == EXPERT:
+        return 1
+    if not isinstance(policy, str | Path):
+        return policy.n_obs_steps
+    return json.loads((checkpoint_folder(policy) / "config.json").read_text()).get("n_obs_steps") or 1
 
 
 def _fingerprint(policy: str | Path | ChunkPredictor) -> str:

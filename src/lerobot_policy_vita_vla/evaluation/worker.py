@@ -3,12 +3,16 @@
 A worker answers messages one by one, ``(kind, slot, payload)``, and has one simulator per slot. It is kept
 light: no policy, no network, one thread. Messages to it:
 
-    ("setup", None, Settings)           first, once
+    ("setup", None, Settings)           first, and again when more is known
+    ("build", slot, Episode)            build the simulator of an episode to come; not answered
     ("episode", slot, (Episode, film))  start an episode; answered by "observation" or "finished"
     ("chunk", slot, (T, A) float32)     go on with these actions; answered likewise
 
 and from it, besides these answers: ``("renderer", None, (name, is_software))`` once, where asked for, and
-``("error", None, traceback)`` last.
+``("error", None, traceback)`` last. An observation's pictures lie in shared memory (`pictures`).
+
+A simulator is kept for the next episode of its task: its reset by seed leaves nothing of the episode before
+(`resets` proves it, episode by episode).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import hashlib
 import importlib
 import signal
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,6 +32,7 @@ import torch
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
 from lerobot_policy_vita_vla.demos.gl import gl_renderer
 from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
+from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 
 FILM_EVERY = 3
 """Steps between the frames of a video: 27 frames per second at Meta-World's 80 steps, for free where a policy
@@ -44,6 +50,7 @@ class Settings:
         uses_images: False never draws (except for videos).
         expert: Let the simulator's scripted expert act; nothing is asked for.
         report_renderer: Tell which OpenGL renderer draws.
+        fresh_simulators: Build a new simulator for every episode.
     """
 
     quality: str
@@ -57,6 +64,7 @@ class Settings:
     uses_images: bool = True
     expert: bool = False
     report_renderer: bool = False
+    fresh_simulators: bool = False
     suite: str = "metaworld"
     protocol: str | None = None
 
@@ -72,10 +80,10 @@ class Rollout:
         env: A scene of the episode's task (`scenes.make_scene`).
         seed: Decides the initial state.
         settings: Common settings.
-        film: Keep frames for a video.
+        film: Outcomes (success or not) of which frames are wanted for a video.
     """
 
-    def __init__(self, env, seed: int, settings: Settings, film: bool):
+    def __init__(self, env, seed: int, settings: Settings, film: Collection[bool] = ()):
         self.env, self.settings, self.film = env, settings, film
         self.frames: list[np.ndarray] = []
         self.steps = 0
@@ -121,7 +129,7 @@ class Rollout:
         # With a history the last H pictures before a prediction are needed, not only the last one.
         until_prediction = -self.steps % self.settings.n_action_steps
         looks = self.settings.uses_images and until_prediction < self.settings.n_obs_steps
-        return looks or (self.film and self.steps % FILM_EVERY == 0)
+        return looks or (bool(self.film) and self.steps % FILM_EVERY == 0)
 
     def _see(self, observation: dict[str, np.ndarray]) -> None:
         if self.film and self.steps % FILM_EVERY == 0:
@@ -138,48 +146,76 @@ class Rollout:
             "success": bool(success),
             "steps": self.steps,
             "state_hash": state_hash,
-            "frames": np.stack(self.frames) if self.frames else None,
+            "frames": np.stack(self.frames) if success in self.film else None,
         }
 
 
-def serve(connection: Connection) -> None:
+class Stage:
+    """The simulators of one process.
+
+    Args:
+        board: Where pictures are put.
+    """
+
+    def __init__(self, board: PictureBoard):
+        self.settings: Settings | None = None
+        self._board = board
+        self._envs: dict[int, Any] = {}
+        self._rollouts: dict[int, Rollout] = {}
+
+    def handle(self, kind: str, slot: int, payload: Any) -> tuple[str, int, Any] | None:
+        """Do what a message asks for; returns the answer, if it has one."""
+        if kind == "setup":
+            self.settings = payload
+            return None
+        if kind == "build":
+            # Simulators and drawing contexts are made when they are first needed.
+            self._scene(slot, payload.task).reset(seed=payload.seed)
+            return None
+        chunk = payload
+        if kind == "episode":
+            (episode, film), chunk = payload, None
+            if self.settings.fresh_simulators and slot in self._envs:
+                self._envs.pop(slot).close()
+            scene = self._scene(slot, episode.task)
+            self._rollouts[slot] = Rollout(scene, episode.seed, self.settings, film)
+        answer, content = self._rollouts[slot].advance(chunk)
+        return answer, slot, self._board.put(slot, content) if answer == "observation" else content
+
+    def _scene(self, slot: int, task: str) -> Any:
+        if slot in self._envs and self._envs[slot].task != task:
+            self._envs.pop(slot).close()
+        if slot not in self._envs:
+            self._envs[slot] = make_scene(
+                self.settings.suite,
+                task,
+                protocol=self.settings.protocol,
+                quality=self.settings.quality,
+                observation_size=self.settings.observation_size,
+                episode_length=self.settings.episode_length,
+            )
+        return self._envs[slot]
+
+
+def serve(connection: Connection, board: PictureBoard) -> None:
     """Entry point of a worker process; returns when the other end is closed."""
     # An interrupt reaches the whole process group; the parent decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        _serve(connection)
+        _serve(connection, board)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except BaseException:
         connection.send(("error", None, traceback.format_exc()))
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, board: PictureBoard) -> None:
     torch.set_num_threads(1)
-    _, _, settings = connection.recv()
-    importlib.import_module(scenes_of(settings.suite).module)
-    if settings.report_renderer:
+    stage = Stage(board)
+    stage.handle(*connection.recv())
+    importlib.import_module(scenes_of(stage.settings.suite).module)
+    if stage.settings.report_renderer:
         connection.send(("renderer", None, gl_renderer()))
-    envs: dict[int, Any] = {}
-    rollouts: dict[int, Rollout] = {}
     while True:
-        kind, slot, payload = connection.recv()
-        chunk = None
-        if kind == "chunk":
-            chunk = payload
-        else:
-            episode, film = payload
-            if slot in envs and envs[slot].task != episode.task:
-                envs.pop(slot).close()
-            if slot not in envs:
-                envs[slot] = make_scene(
-                    settings.suite,
-                    episode.task,
-                    protocol=settings.protocol,
-                    quality=settings.quality,
-                    observation_size=settings.observation_size,
-                    episode_length=settings.episode_length,
-                )
-            rollouts[slot] = Rollout(envs[slot], episode.seed, settings, film)
-        answer, content = rollouts[slot].advance(chunk)
-        connection.send((answer, slot, content))
+        if (answer := stage.handle(*connection.recv())) is not None:
+            connection.send(answer)

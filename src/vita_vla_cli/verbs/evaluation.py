@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vita_vla_cli import training_line
+from vita_vla_cli import simulators, training_line
 from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
 from vita_vla_cli.verbs.demos import PROTOCOL_HELP, QUALITIES, SUITE_HELP, TASKS_HELP
@@ -74,8 +74,11 @@ vita-vla eval work/first/align work/first/finetune --agreement work/first/teache
         action="store_true",
         help="play although the policy's demonstrations were made under another protocol or look",
     )
+    p.add_argument("--workers", type=int, help="simulation processes (default: one per core)")
     p.add_argument(
-        "--workers", type=int, default=FULL.workers, help="simulation processes (default: %(default)s)"
+        "--fresh-simulators",
+        action="store_true",
+        help="a new simulator for every episode: slow, only where runs/check_resets.py finds differences",
     )
     p.add_argument("--videos", type=int, default=1, help="per task and outcome (default: %(default)s)")
     p.add_argument("--device", help="cpu, cuda, mps (default: the best one there is)")
@@ -114,11 +117,14 @@ def _eval(args: argparse.Namespace) -> int:
     if args.agreement is not None:
         return _agreement(args, policies, folder)
 
-    from lerobot_policy_vita_vla.evaluation.runner import evaluate
-
     policies = [
         (label, policy if policy == EXPERT else _checkpoint(policy, args)) for label, policy in policies
     ]
+    if not all((folder / "eval" / label / "result.json").is_file() for label in labels):
+        simulators.start_importing(_suite(args, folder))
+
+    from lerobot_policy_vita_vla.evaluation.runner import evaluate
+
     manifest = _manifest(args, policies[0][1], folder)
     for label, policy in policies:
         print(f"{label}: {policy}")
@@ -128,6 +134,7 @@ def _eval(args: argparse.Namespace) -> int:
             folder / "eval" / label,
             label=label,
             workers=args.workers,
+            fresh_simulators=args.fresh_simulators,
             videos_per_task=(args.videos, args.videos),
             device=args.device,
             command=args.command,
@@ -140,6 +147,15 @@ def _eval(args: argparse.Namespace) -> int:
             f"{rate['n_episodes']} episodes"
         )
     return 0
+
+
+def _suite(args: argparse.Namespace, folder: Path) -> str:
+    """Whose simulator will be needed, as far as can be told without importing anything."""
+    spec, listed = args.suite or args.tasks, args.manifest or folder / "manifest.json"
+    if spec is None and listed.is_file():
+        # Whoever reads the list later says what is wrong with it.
+        spec = "libero" if '"suite": "libero"' in listed.read_text(errors="replace") else ""
+    return "libero" if (spec or "").startswith("libero") else "metaworld"
 
 
 def _manifest(args: argparse.Namespace, policy: str, folder: Path):
