@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from engine_helpers import TASKS, S, make_network, observe
 from lerobot_policy_vita_vla.vla.engine import TEXT_LENGTHS, TOLERANCE, Engine, padded_length
@@ -271,7 +272,7 @@ def test_the_layers_of_a_stack_are_compiled_once(family):
         wanted = engine.act(*seen)
         to_pixels, acting = next(iter(engine._encoders.values()))
         torch._dynamo.reset()
-        counter = torch._dynamo.testing.CompileCounter()
+        counter = CompileCounter()
         for block in (*acting.encoder.blocks, *acting.layers):
             block.compile(fullgraph=True, dynamic=False, backend=counter)
         _, inputs = engine._prepare(*seen, None)
@@ -279,6 +280,23 @@ def test_the_layers_of_a_stack_are_compiled_once(family):
     torch._dynamo.reset()
     assert len(acting.encoder.blocks) == len(acting.layers) == 4
     assert counter.frame_count == 2
+
+
+def test_layers_that_do_not_compile_run_plainly_and_say_so_once(caplog, monkeypatch):
+    def compile_nothing(module, **options):
+        def fail(*args, **kwargs):
+            raise RuntimeError("no compiler\nwas found")
+
+        module._compiled_call_impl = fail
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_nothing)
+    engine = Engine(make_network("smolvlm"), compiled=True)
+    with caplog.at_level(logging.WARNING, LOGGER):
+        for batch in (1, 2):
+            found, wanted = both(engine, observe(batch, 1))
+            assert relative(found, wanted) < 1e-5
+    messages = [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    assert messages == ["The inference engine runs without compiled layers: RuntimeError: no compiler."]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,7 +1,11 @@
 """The inference engine behind the policy that LeRobot sees."""
 
 import copy
+import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
 from student_helpers import PX, STATS, install_loader, make_batch, make_config, save_teacher
 from tiny_vlms import save
 
+ROOT = Path(__file__).parents[1]
 LOGGER = "lerobot_policy_vita_vla.vla.engine"
 
 
@@ -82,3 +87,17 @@ def test_the_pictures_size_may_change(paths):
     assert policy.engine.reason is None and len(policy.engine._encoders) == 2
     policy.engine.give_up("the test asks for the plain path")
     assert torch.allclose(policy.predict_action_chunk(batch), found, atol=1e-5)
+
+
+def test_the_gpu_run_works_in_tiny_shapes(tmp_path):
+    out = tmp_path / "infer.json"
+    command = [sys.executable, ROOT / "runs" / "gpu_infer.py", "--tiny", "--out", out]
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    for name in ("7b", "500m"):
+        shape = found["shapes"][name]
+        assert set(shape["ways"]) == {"plain", "engine"} and shape["largest_difference"]["engine"] < 0.05
+        assert found[f"infer_{name}_ms"] == shape["ways"]["engine"]["median_ms"]
+        assert shape["floor"]["gflop"] > 0 and shape["profile"]["engine"]["by_kind_ms"]
+    done = subprocess.run([*command[:3]], capture_output=True, text=True)
+    assert done.returncode != 0 and "add --out FILE" in done.stderr

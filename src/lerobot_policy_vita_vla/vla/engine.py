@@ -55,6 +55,7 @@ class Engine:
     Args:
         network: A `VitaVLANetwork`.
         mode: ``"auto"``, or ``"off"`` for the plain path always.
+        recorded: Whether the pass is recorded as a CUDA graph. None: on a GPU.
         compiled: Whether layers are compiled. None: on a GPU. (On a CPU it gained 5 % for minutes of
             compiling; measured with eight layers of width 512.)
         padded: Whether prompts are padded to `TEXT_LENGTHS`. None: on a GPU, where fixed shapes are needed.
@@ -68,18 +69,25 @@ class Engine:
         network: nn.Module,
         mode: str = "auto",
         *,
+        recorded: bool | None = None,
         compiled: bool | None = None,
         padded: bool | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"engine must be one of {MODES}, got {mode!r}")
-        self.network, self.mode, self.compiled, self.padded = network, mode, compiled, padded
+        self.network, self.mode = network, mode
+        # What is None follows the device.
+        self._wishes = {"recorded": recorded, "compiled": compiled, "padded": padded}
         self.reason: str | None = None
         self.forget()
 
     def __reduce__(self):
         # A copy starts anew: what is kept here belongs to these weights, and a CUDA graph cannot be copied.
         return Engine, (self.network, self.mode)
+
+    def _does(self, what: str, device: torch.device) -> bool:
+        wish = self._wishes[what]
+        return device.type == "cuda" if wish is None else wish
 
     def forget(self) -> None:
         """Drop all that was prepared; the next call prepares it again."""
@@ -171,7 +179,7 @@ class Engine:
             raise Unfit(f"the model reads {', '.join(unknown)}, by which some tokens see later ones")
         length = max(tokens["input_ids"].shape[1] for tokens, _ in rows)
         pictures = int((rows[0][0]["input_ids"] == image_id).sum())
-        if self.padded if self.padded is not None else device.type == "cuda":
+        if self._does("padded", device):
             length = pictures + padded_length(length - pictures)
         tokens, positions = pad_left(rows, prompts.processor.tokenizer.pad_token_id, length)
         mask, last = masks(tokens["attention_mask"].bool(), num_queries)
@@ -196,35 +204,46 @@ class Engine:
         inputs: list[Tensor | None],
     ) -> Callable[..., tuple[Tensor, Tensor]]:
         """What predicts for inputs of these shapes, compared with the plain path on these very inputs."""
-        to_pixels, acting = self._acting(images)
-        cameras, on_gpu = len(images), images[0].device.type == "cuda"
-
-        def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-            return acting(to_pixels(inputs[:cameras]), *inputs[cameras:])
-
-        program: Callable[..., tuple[Tensor, Tensor]] = run
-        if on_gpu:
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            try:
-                graph = CudaGraph(run, inputs, self._pool)
-            except Exception as error:  # compilers and drivers raise whatever they like
-                raise Unfit(f"no CUDA graph could be made ({type(error).__name__}: {error})") from error
-
-            def program(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-                return graph(*inputs, constant=len(Words._fields))
-
+        device = images[0].device
+        try:
+            program = self._recorded(images, inputs)
+        except Exception as error:  # compilers and drivers raise whatever they like
+            if isinstance(error, Unfit | ValueError):
+                raise
+            what = f"{type(error).__name__}: {str(error).strip().partition('\n')[0][:200]}"
+            if not self._does("compiled", device):
+                raise Unfit(f"no CUDA graph could be made ({what})") from error
+            logger.warning("The inference engine runs without compiled layers: %s.", what)
+            self._wishes["compiled"] = False
+            # Compiled layers cannot be told to be plain again.
+            self._encoders, self._copy = {}, acting_copy(self.network, self._weights[1])
+            return self._program(images, instructions, state_BS, inputs)
         found = program(*inputs)[0].float()
         wanted = self.network.features(images, instructions, state_BS).float()
         apart = float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
-        dtype = torch.get_autocast_dtype(images[0].device.type)
-        exact = not torch.is_autocast_enabled(images[0].device.type)
-        kind = self.network.backbone.vlm.dtype if exact else dtype
+        kind = self._weights[1] or self.network.backbone.vlm.dtype
         if not apart <= TOLERANCE[kind]:
             raise Unfit(
                 f"its action features differ from the plain path's by {apart:.1e} (relative), more than the "
                 f"{TOLERANCE[kind]:.0e} that {str(kind).removeprefix('torch.')} allows"
             )
         return program
+
+    def _recorded(
+        self, images: Sequence[Tensor], inputs: list[Tensor | None]
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        to_pixels, acting = self._acting(images)
+        cameras = len(images)
+
+        def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+            return acting(to_pixels(inputs[:cameras]), *inputs[cameras:])
+
+        if not self._does("recorded", images[0].device):
+            run(*inputs)
+            return run
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = CudaGraph(run, inputs, self._pool)
+        return lambda *inputs: graph(*inputs, constant=len(Words._fields))
 
     def _acting(self, images: Sequence[Tensor]) -> tuple[Callable, ActingNetwork]:
         """Picture preparation and network for pictures of these sizes and this many samples."""
@@ -241,7 +260,7 @@ class Engine:
                 dtype=backbone.vlm.dtype,
             )
             acting = ActingNetwork(self._copy, encoder)
-            if self.compiled if self.compiled is not None else images[0].device.type == "cuda":
+            if self._does("compiled", images[0].device):
                 # One by one: all layers of a stack share what is compiled for the first.
                 for block in (*encoder.blocks, *acting.layers):
                     block.compile(fullgraph=True, dynamic=False)
