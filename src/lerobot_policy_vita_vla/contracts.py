@@ -49,6 +49,10 @@ EXECUTED_ACTION = "executed_action"
 Not named ``action.executed``: LeRobot takes every column that starts with ``action`` for a policy output.
 """
 
+TEACHER_FEATURES = "observation.teacher_features"
+"""A teacher's action features of every frame, T * E numbers, stored with the demonstrations; see
+`vla.precomputed`. Under ``observation.``, since LeRobot's pipelines drop other columns."""
+
 GRIPPER_KINDS = ("binary", "continuous")
 
 TWO_VALUED_SHARE = 0.98

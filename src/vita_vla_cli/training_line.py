@@ -28,6 +28,7 @@ COMMON = (
     "--wandb.enable=false",
 )
 PRIVILEGED_STATE = "observation.environment_state"
+TEACHER_FEATURES = "observation.teacher_features"
 SAVE_ONLY_AT_END_BELOW = 5_000
 LOG_LINES = 50
 STAGES = ("finetune", "only_finetune", "freeze_vlm")
@@ -192,14 +193,14 @@ def _robots_inputs(demos: Path) -> str | None:
     """
     info = demos / "meta" / "info.json"
     features = json.loads(info.read_text())["features"] if info.is_file() else {}
-    if PRIVILEGED_STATE not in features:
+    if not {PRIVILEGED_STATE, TEACHER_FEATURES} & set(features):
         return None
     inputs = {}
     for key, feature in features.items():
         if feature["dtype"] in ("image", "video"):
             height, width, channels = feature["shape"]
             inputs[key] = {"type": "VISUAL", "shape": [channels, height, width]}
-        elif key.startswith("observation.") and key != PRIVILEGED_STATE:
+        elif key.startswith("observation.") and key not in (PRIVILEGED_STATE, TEACHER_FEATURES):
             inputs[key] = {"type": "STATE", "shape": list(feature["shape"])}
     return json.dumps(inputs)
 

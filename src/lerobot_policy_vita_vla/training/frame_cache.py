@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,15 +38,18 @@ class CachedDataset(Dataset):
 
     Args:
         dataset: A map-style dataset without image transforms.
+        pictures: False leaves the cameras out of every batch, for training that has their features.
     """
 
-    def __init__(self, dataset: LeRobotDataset):
+    def __init__(self, dataset: LeRobotDataset, *, pictures: bool = True):
         self.meta, self.reader = dataset.meta, dataset.reader
         self.length = len(dataset)
         started = time.perf_counter()
         self.columns: dict[str, torch.Tensor] = {}
         self.strings: dict[str, list[str]] = {}
         for key, feature in self.meta.features.items():
+            if key in self.meta.camera_keys and not pictures:
+                continue
             if key in self.meta.video_keys:
                 self.columns[key] = self._decode_videos(key, feature["shape"])
             elif key in self.meta.image_keys:
@@ -79,6 +84,8 @@ class CachedDataset(Dataset):
         batch = {key: column[rows] for key, column in self.columns.items()}
         batch |= {key: [values[i] for i in indices] for key, values in self.strings.items()}
         for key, deltas in (self.reader.delta_indices or {}).items():
+            if key not in self.columns:
+                continue
             wanted = rows[:, None] + torch.as_tensor(deltas)
             first, last = self.first_row[rows, None], self.last_row[rows, None]
             batch[f"{key}_is_pad"] = (wanted < first) | (wanted > last)
@@ -129,6 +136,13 @@ class CachedDataset(Dataset):
         return frames
 
 
+def every_frame(dataset: LeRobotDataset, batch_size: int, limit_gib: float) -> Iterator[dict]:
+    """Batches of all frames in the order of the dataset, from memory where it fits."""
+    fits = cache_refusal(dataset, limit_gib) is None
+    source = CachedDataset(dataset) if fits else dataset
+    yield from DataLoader(source, batch_size, collate_fn=already_collated)
+
+
 def cache_refusal(dataset: Dataset, limit_gib: float) -> str | None:
     """Why this dataset cannot be cached, or None where it can."""
     if not isinstance(dataset, LeRobotDataset):
@@ -152,19 +166,20 @@ class FrameCacheAccelerator(Accelerator):
     Args:
         limit_gib: Largest size of the decoded pictures. Larger datasets keep LeRobot's own loader, which is
             said in one line.
+        pictures: See `CachedDataset`.
         **kwargs: As `Accelerator`.
     """
 
-    def __init__(self, *, limit_gib: float, **kwargs):
+    def __init__(self, *, limit_gib: float, pictures: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.limit_gib = limit_gib
+        self.limit_gib, self.pictures = limit_gib, pictures
 
     def prepare_data_loader(self, data_loader: DataLoader, *args, **kwargs):
         """Swap the loader's dataset, keep its sampler and batch size."""
-        refusal = cache_refusal(data_loader.dataset, self.limit_gib)
+        refusal = cache_refusal(data_loader.dataset, self.limit_gib if self.pictures else math.inf)
         if refusal is None:
             data_loader = DataLoader(
-                CachedDataset(data_loader.dataset),
+                CachedDataset(data_loader.dataset, pictures=self.pictures),
                 batch_size=data_loader.batch_size,
                 sampler=data_loader.sampler,
                 drop_last=data_loader.drop_last,

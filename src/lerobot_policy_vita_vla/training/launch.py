@@ -15,6 +15,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES
 from lerobot_policy_vita_vla.training.resuming import check_resume
 from lerobot_policy_vita_vla.training.sharding import check_fsdp_request
 
@@ -67,6 +68,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
         # As lerobot_train makes its own, except that our policies autocast by themselves.
         accelerator = FrameCacheAccelerator(
             limit_gib=limit,
+            pictures=reads_pictures(argv),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             cpu=_device(argv) == "cpu",
@@ -92,6 +94,23 @@ def free_memory_gib() -> float:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31  # half of all, e.g. on macOS
+
+
+def reads_pictures(argv: list[str]) -> bool:
+    """Whether training looks at pictures at all: not where both its readers have their features stored.
+
+    Anything that is not said on the command line counts as reading them.
+    """
+    if _argument(argv, "policy.vision_features") in (None, "null", "None"):
+        return True
+    stage, weight = _argument(argv, "policy.stage") or "align", _argument(argv, "policy.align_weight")
+    if weight is None and (start := _argument(argv, "policy.path")):
+        saved = Path(start) / "config.json"
+        weight = json.loads(saved.read_text()).get("align_weight") if saved.is_file() else 1.0
+    if stage != "align" and not float(weight or 0.0):
+        return False
+    info = Path(_argument(argv, "dataset.root") or "") / "meta" / "info.json"
+    return not info.is_file() or TEACHER_FEATURES not in json.loads(info.read_text())["features"]
 
 
 def _argument(argv: list[str], name: str) -> str | None:

@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from lerobot_policy_vita_vla.contracts import check_shape
 from lerobot_policy_vita_vla.vla.caches import Past, PrefixCache, PrefixDone
+from lerobot_policy_vita_vla.vla.pictures import PictureWriter, StoredPictures
 from lerobot_policy_vita_vla.vla.prompts import Prompt, PromptEncoder
 from lerobot_policy_vita_vla.vla.turns import TurnEncoder, TurnPrompt
 from lerobot_policy_vita_vla.vla.vlm_contract import check_vlm, parts_of, projectors
@@ -80,15 +81,18 @@ class VLMBackbone(nn.Module):
         self._suffix: Tensor | None = None
         self._slots: tuple[Tensor, Tensor] | None = None
         self._suffix_shape, self._writes = torch.Size(), 0
+        self._pictures = PictureWriter(vlm)
         vlm.get_input_embeddings().register_forward_hook(self._write_suffix)
         for projector in projectors(base):
             projector.register_forward_hook(self._match_embedding_dtype)
 
-    def forward(self, images: Sequence[Tensor], instructions: Sequence[str], suffix_BSD: Tensor) -> Tensor:
+    def forward(
+        self, images: Sequence[Tensor] | StoredPictures, instructions: Sequence[str], suffix_BSD: Tensor
+    ) -> Tensor:
         """Last hidden states of the suffix.
 
         Args:
-            images: One (B, 3, H, W) per camera, in [0, 1].
+            images: One (B, 3, H, W) per camera, in [0, 1]; or their embeddings, computed before.
             instructions: B texts.
             suffix_BSD: Embeddings of the suffix, (B, S', D).
 
@@ -106,7 +110,8 @@ class VLMBackbone(nn.Module):
 
     def one_pass(self, prompt: Prompt, suffix_BSD: Tensor) -> Tensor:
         """Prefix and suffix together, gradient through whatever requires it."""
-        with self._injecting(prompt.tokens["input_ids"].shape, suffix_BSD):
+        ids = prompt.tokens["input_ids"]
+        with self._injecting(ids.shape, suffix_BSD), self._pictures.showing(ids, prompt.pictures):
             out = self.vlm.base_model(
                 **prompt.tokens, **prompt.pixels, position_ids=prompt.position_ids, use_cache=False
             )
@@ -120,7 +125,8 @@ class VLMBackbone(nn.Module):
         cache = PrefixCache(config=self.vlm.config.get_text_config())
         # Sharded models gather and free their weights in hooks that leaving early would skip.
         cache.leaves_early = not (dist.is_available() and dist.is_initialized())
-        with torch.no_grad(), contextlib.suppress(PrefixDone):
+        shown = self._pictures.showing(prefix["input_ids"], prompt.pictures)
+        with torch.no_grad(), contextlib.suppress(PrefixDone), shown:
             self.vlm.base_model(
                 **prefix,
                 **prompt.pixels,

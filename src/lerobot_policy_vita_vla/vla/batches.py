@@ -12,19 +12,21 @@ from lerobot_policy_vita_vla.vla.history import steps_that_exist
 
 if TYPE_CHECKING:
     from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+    from lerobot_policy_vita_vla.vla.pictures import StoredPictures
 
 
 class Observed(NamedTuple):
     """What the student sees of a batch.
 
     Attributes:
-        images: One (B, 3, h, w) per camera, or (B, H, 3, h, w) where the prompt has turns.
+        images: One (B, 3, h, w) per camera, or (B, H, 3, h, w) where the prompt has turns; or what was
+            computed of them before.
         tasks: B instructions.
         state: (B, S) or (B, H, S), None without a state encoder.
         valid_BH: Which steps exist; None where the prompt has no turns.
     """
 
-    images: list[Tensor]
+    images: list[Tensor] | StoredPictures
     tasks: list[str]
     state: Tensor | None
     valid_BH: Tensor | None
@@ -35,8 +37,15 @@ def observed_keys(config: VitaVLAConfig) -> list[str]:
     return [*config.image_features, *([OBS_STATE] if config.use_state_encoder else [])]
 
 
-def observed(batch: dict[str, Any], config: VitaVLAConfig) -> Observed:
+def observed(
+    batch: dict[str, Any], config: VitaVLAConfig, pictures: StoredPictures | None = None
+) -> Observed:
     """Take from a batch what the student reads, with a frame axis where the prompt has turns.
+
+    Args:
+        batch: See contracts.py.
+        config: What the student reads.
+        pictures: The images' embeddings where they were computed before; the batch then needs no images.
 
     Raises:
         ValueError: Without instructions, or with histories of another length than the student's.
@@ -44,7 +53,7 @@ def observed(batch: dict[str, Any], config: VitaVLAConfig) -> Observed:
     tasks = batch.get("task")
     if tasks is None:
         raise ValueError("the batch has no 'task': the student needs an instruction for every sample")
-    images = [batch[key] for key in config.image_features]
+    images = pictures or [batch[key] for key in config.image_features]
     state = batch[OBS_STATE] if config.use_state_encoder else None
     if not config.reads_turns:
         return Observed(images, list(tasks), state, None)

@@ -50,7 +50,7 @@ def build_network(
         dataset_stats: LeRobot's dataset statistics, for scaling the state; without a checkpoint.
         state_names: Names of the state's dimensions, to find the gripper's.
     """
-    backbone = _build_backbone(config, checkpoint, vlm_is_reference)
+    backbone = build_backbone(config, checkpoint, vlm_is_reference)
     decoder = _build_decoder(config, checkpoint, teacher)
     num_queries = config.num_queries or config.chunk_size
     if config.reads_turns:
@@ -76,7 +76,10 @@ def build_network(
     )
 
 
-def _build_backbone(config: VitaVLAConfig, checkpoint: Path | None, vlm_is_reference: bool) -> VLMBackbone:
+def build_backbone(
+    config: VitaVLAConfig, checkpoint: Path | None = None, vlm_is_reference: bool = False
+) -> VLMBackbone:
+    """Build the student's trunk; arguments as of `build_network`."""
     if checkpoint is None or vlm_is_reference:
         source = resolve_vlm(config.vlm)
         vlm = load_vlm(

@@ -11,7 +11,7 @@ from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
-from lerobot_policy_vita_vla.contracts import reasons_shown
+from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES, reasons_shown
 from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
 from lerobot_policy_vita_vla.vla.presets import preset_values
 from lerobot_policy_vita_vla.vla.schedule import WarmupDecayConfig
@@ -91,6 +91,8 @@ class VitaVLAConfig(PreTrainedConfig):
         lora_targets: Layers of a block that carry adapters, such as [q_proj, v_proj]. None: all.
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
+        vision_features: Folder of image embeddings that were computed before (`vita-vla vlm features`), for
+            training with the same demonstrations and image encoder; None encodes pictures in every step.
         engine: ``"auto"`` predicts through the inference engine (engine.py), or says once why it cannot and
             goes the plain way; ``"off"`` always goes the plain way.
         teacher_cameras: Which of our cameras feeds each of the teacher's (teacher's key: ours). Filled in
@@ -159,6 +161,7 @@ class VitaVLAConfig(PreTrainedConfig):
     lora_targets: list[str] | None = None
     gradient_checkpointing: bool = False
     dtype: str = "bfloat16"
+    vision_features: str | None = None
     engine: str = "auto"
 
     teacher_cameras: dict[str, str] = field(default_factory=dict)
@@ -269,6 +272,7 @@ class VitaVLAConfig(PreTrainedConfig):
 
     def validate_features(self) -> None:
         """Check that the dataset has what the policy reads."""
+        self.input_features = {k: v for k, v in self.input_features.items() if k != TEACHER_FEATURES}
         if not self.image_features:
             raise ValueError("the policy needs at least one camera (a feature observation.image*), got none")
         if self.action_feature is None:

@@ -29,6 +29,7 @@ from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.engine import Engine
 from lerobot_policy_vita_vla.vla.history import Memory, remember
 from lerobot_policy_vita_vla.vla.objective import student_loss
+from lerobot_policy_vita_vla.vla.precomputed import Precomputed
 from lerobot_policy_vita_vla.vla.stages import apply_stage, check_stage_order
 from lerobot_policy_vita_vla.vla.teaching import check_decoder_scale, check_teacher, require_teacher
 from lerobot_policy_vita_vla.vla.vlm_files import save_processor
@@ -84,6 +85,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if not config.needs_teacher:
             object.__setattr__(self, "_teacher", None)
         self._checkpoint = checkpoint
+        self._precomputed = Precomputed(config, dataset_meta)
         self._start_average()
         self.engine = Engine(self.network, config.engine)
         if config.save_vlm == "reference":
@@ -113,7 +115,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
             # The paper draws apart. By default both see the same shifted image: the teacher's features then
             # answer the very picture that the student sees, not another one.
             taught = batch if config.shift_draw == "together" else shifted(taught, config)
-        seen = observed(batch, config)
+        seen = observed(batch, config, self._precomputed.pictures_of(batch, self.network.backbone))
         target = None
         if config.needs_teacher:
             target = self._targets(taught, seen.valid_BH if config.n_obs_steps > 1 else None)
@@ -284,6 +286,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
         object.__setattr__(self, "_teacher", source)
 
     def _targets(self, batch: dict[str, Any], valid_BH: Tensor | None) -> Tensor:
+        if self._precomputed.targets:
+            return self._precomputed.targets_of(batch, valid_BH)
         device = batch[next(iter(self.config.image_features))].device
         if self._teacher is None or self._teacher.device != device:
             object.__setattr__(self, "_teacher", require_teacher(self.config, device))

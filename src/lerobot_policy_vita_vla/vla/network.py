@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lerobot_policy_vita_vla.contracts import check_shape
+from lerobot_policy_vita_vla.vla.pictures import StoredPictures
 
 
 class VitaVLANetwork(nn.Module):
@@ -50,17 +51,21 @@ class VitaVLANetwork(nn.Module):
         self.mapper, self.decoder, self.chunk_size = mapper, decoder, chunk_size
 
     def features(
-        self, images: Sequence[Tensor], instructions: Sequence[str], state_BS: Tensor | None
+        self,
+        images: Sequence[Tensor] | StoredPictures,
+        instructions: Sequence[str],
+        state_BS: Tensor | None,
     ) -> Tensor:
         """Action features (B, T, E).
 
         Args:
-            images: One (B, 3, H, W) per camera, RGB in [0, 1].
+            images: One (B, 3, H, W) per camera, RGB in [0, 1]; or their embeddings, computed before.
             instructions: B texts.
             state_BS: Proprioceptive state in physical units; unused without a state encoder.
         """
-        for image in images:
-            check_shape("a camera's images", image, len(instructions), 3, None, None)
+        if not isinstance(images, StoredPictures):
+            for image in images:
+                check_shape("a camera's images", image, len(instructions), 3, None, None)
         return self.mapped(self.backbone(images, instructions, self.suffix(len(instructions), state_BS)))
 
     def step_features(

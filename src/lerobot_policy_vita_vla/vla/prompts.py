@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lerobot_policy_vita_vla.vla.pictures import StoredPictures
+
 TILING = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
 """Switches of image processors that cut an image into tiles: robots' images are small, so always off."""
 
@@ -43,12 +45,14 @@ class Prompt(NamedTuple):
         position_ids: (B, L+S') or (3, B, L+S').
         pixels: Image inputs, shapes as the VLM's family has them.
         suffix_length: S'.
+        pictures: Image embeddings (B, N x n, D) in the place of pixels, which are then empty.
     """
 
     tokens: dict[str, Tensor]
     position_ids: Tensor
     pixels: dict[str, Tensor]
     suffix_length: int
+    pictures: Tensor | None = None
 
 
 class PromptEncoder:
@@ -118,15 +122,21 @@ class PromptEncoder:
             processor_kwargs={"padding": False},
         )
 
-    def encode(self, images: Sequence[Tensor], instructions: Sequence[str], suffix_length: int) -> Prompt:
+    def encode(
+        self, images: Sequence[Tensor] | StoredPictures, instructions: Sequence[str], suffix_length: int
+    ) -> Prompt:
         """Make a batch.
 
         Args:
-            images: One (B, 3, H, W) per camera, RGB in [0, 1].
+            images: One (B, 3, H, W) per camera, RGB in [0, 1]; or their embeddings, computed before.
             instructions: B texts.
             suffix_length: S'.
         """
-        sizes, device = tuple(tuple(image.shape[-2:]) for image in images), images[0].device
+        stored = images.embeddings_BND if isinstance(images, StoredPictures) else None
+        if stored is None:
+            sizes, device = tuple(tuple(image.shape[-2:]) for image in images), images[0].device
+        else:
+            sizes, device = images.sizes, stored.device
         distinct = tuple(sorted(set(instructions)))
         key = (distinct, sizes, suffix_length, device)
         if key not in self._tables:
@@ -139,7 +149,10 @@ class PromptEncoder:
         tokens, positions = self._tables[key]
         index = torch.tensor([distinct.index(instruction) for instruction in instructions], device=device)
         tokens = {name: table.index_select(0, index) for name, table in tokens.items()}
-        return Prompt(tokens, positions.index_select(-2, index), self.pixels(images), suffix_length)
+        positions = positions.index_select(-2, index)
+        if stored is not None:
+            return Prompt(tokens, positions, {}, suffix_length, stored)
+        return Prompt(tokens, positions, self.pixels(images), suffix_length)
 
     def row(
         self, instruction: str, sizes: tuple[tuple[int, int], ...], suffix_length: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vita_vla_cli.verbs import finish_verb, new_verb
+from vita_vla_cli.verbs import features, finish_verb, new_verb
 
 LAYOUTS = ("calvin", "calvin-large", "libero")
 EXAMPLE = "vita-vla teacher import seer Seer-Large-PT-ep5-FT-ep12.pth work/seer_large --mae mae --clip clip"
@@ -13,7 +13,8 @@ EXAMPLE = "vita-vla teacher import seer Seer-Large-PT-ep5-FT-ep12.pth work/seer_
 
 def add(teacher: argparse.ArgumentParser) -> None:
     """Add the part to the verb `teacher`, which trains where no part is named."""
-    parts = teacher.add_subparsers(title="parts, instead of training", metavar="import", required=False)
+    parts = teacher.add_subparsers(title="parts, instead of training", metavar="PART", required=False)
+    features.add_teacher(parts)
     p = new_verb(parts, "import", "Make a teacher of a checkpoint that others released.", EXAMPLE)
     _explain_stray_words(teacher)
     kinds = p.add_subparsers(title="kinds", metavar="KIND", required=True)

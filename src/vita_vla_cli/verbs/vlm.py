@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vita_vla_cli.verbs import finish_verb, new_verb
+from vita_vla_cli.verbs import features, finish_verb, new_verb
 
 
 def add(verbs: argparse._SubParsersAction, name: str) -> None:
@@ -47,6 +47,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         memory_hint="Smaller: --resets with half the number, --workers 1.",
     )
     _add_convert(parts)
+    features.add_vlm(parts)
 
 
 def _add_convert(parts: argparse._SubParsersAction) -> None:

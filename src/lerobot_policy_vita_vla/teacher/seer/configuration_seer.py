@@ -9,7 +9,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.chunking import check_chunking
-from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE, reasons_shown
+from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE, TEACHER_FEATURES, reasons_shown
 from lerobot_policy_vita_vla.teacher.seer.presets import PRESETS, SeerPreset
 
 DTYPES = ("float32", "bfloat16")
@@ -185,7 +185,8 @@ class SeerConfig(PreTrainedConfig):
         Raises:
             ValueError: No camera, no proprioceptive state or no action; a size that foresight cannot use.
         """
-        self.input_features = {k: v for k, v in self.input_features.items() if k != PRIVILEGED_STATE}
+        never_read = (PRIVILEGED_STATE, TEACHER_FEATURES)
+        self.input_features = {k: v for k, v in self.input_features.items() if k not in never_read}
         found = sorted(self.input_features) + sorted(self.output_features)
         for what, feature in (
             ("a camera (observation.image or observation.images.<name>)", self.image_features),
