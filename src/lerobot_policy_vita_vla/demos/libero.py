@@ -36,10 +36,10 @@ from lerobot.envs.libero import LiberoEnv  # noqa: E402
 from libero.libero import benchmark  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
-from robosuite.utils.observables import Observable, sensor  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 
 from lerobot_policy_vita_vla.demos.libero_pictures import Painter  # noqa: E402
+from lerobot_policy_vita_vla.demos.libero_state import fixture_homes, snapshot  # noqa: E402
 
 MOST_DRAWS = 20
 """Our choice: attempts at a collision-free start before giving up; LIBERO itself would try for ever."""
@@ -243,14 +243,17 @@ class LiberoScene(LiberoEnv):
                 "belong to another version of LIBERO. Install the one whose files fit: "
                 "uv pip install --reinstall hf-libero"
             )
-        self._env, self._seen = env, mujoco.MjData(model)
-        env.env.add_observable(_snapshot(self._seen, model, env.sim.data._data, self.control_freq))
+        self._env, self._seen, self._homes = env, mujoco.MjData(model), fixture_homes(env.env)
+        env.env.add_observable(snapshot(self._seen, model, env.sim.data._data, self.control_freq))
 
     def _reset_simulator(self) -> dict[str, np.ndarray]:
         # Not through LIBERO's own reset(), which swallows every exception and tries again for ever.
         for robot in self._env.robots:
             # The command that the gripper is ramping to; without this it reaches into the next episode.
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        model = self._env.sim.model._model
+        for body, (position, quaternion) in self._homes.items():
+            model.body_pos[body], model.body_quat[body] = position, quaternion
         for _ in range(MOST_DRAWS):
             with contextlib.suppress(RandomizationError):
                 return self._env.env.reset()
@@ -274,19 +277,6 @@ class LiberoScene(LiberoEnv):
         self._pictures = {name: orient(image, self.protocol.image_orientation) for name, image in raw.items()}
         self._stale = False
         return self._pictures
-
-
-def _snapshot(seen: mujoco.MjData, model: mujoco.MjModel, data: mujoco.MjData, rate: int) -> Observable:
-    # robosuite samples what a policy sees (state and pictures) after the first of the 25 physics steps of an
-    # action, not after the last. This observable keeps that moment, to be drawn later if anyone looks.
-    @sensor(modality="snapshot")
-    def keep(obs_cache) -> np.ndarray:
-        mujoco.mj_copyData(seen, model, data)
-        return np.zeros(1)
-
-    observable = Observable(name="snapshot", sensor=keep, sampling_rate=rate)
-    observable.set_active(False)  # it is not part of what robosuite hands out
-    return observable
 
 
 def _axis_angle(quaternion: np.ndarray) -> np.ndarray:

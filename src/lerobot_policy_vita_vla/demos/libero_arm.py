@@ -23,6 +23,9 @@ GAIN = 12.0
 INTEGRAL, INTEGRAL_LIMIT, INTEGRAL_WITHIN = 2.5, 0.5, 0.04
 """Joint friction stops a purely proportional law one to two centimetres short of its goal."""
 
+SLOW = 0.004
+"""Metres per step below which the integral grows: while the hand still moves, it would only overshoot."""
+
 TURN_GAIN, TURN_LIMIT = 2.0, 0.6
 
 STALLED_AFTER, STALLED_TURNING = 12, 20
@@ -76,7 +79,7 @@ class Arm:
         """
         if rotation is not None:
             self.rotation = rotation
-        nearest, stalled, integral = np.inf, 0, np.zeros(3)
+        nearest, last, stalled, integral = np.inf, np.inf, 0, np.zeros(3)
         for _ in range(steps):
             off = target - self.world.hand
             turn = Rotation.from_matrix(self.rotation @ self.world.hand_rotation.T).as_rotvec()
@@ -87,8 +90,10 @@ class Arm:
             nearest = min(nearest, distance)
             if stalled > (STALLED_AFTER if angle < turn_tolerance else STALLED_TURNING):
                 break
-            if distance < INTEGRAL_WITHIN:
+            integral = np.where(off * integral < 0, 0.0, integral)
+            if distance < INTEGRAL_WITHIN and last - distance < SLOW:
                 integral = np.clip(integral + off * INTEGRAL, -INTEGRAL_LIMIT, INTEGRAL_LIMIT)
+            last = distance
             move = off * GAIN + integral
             move *= min(1.0, speed / max(np.abs(move).max(), 1e-9))
             yield self.command(move, np.clip(turn * TURN_GAIN, -TURN_LIMIT, TURN_LIMIT))
@@ -112,10 +117,24 @@ class Arm:
             yield self.command()
         return True
 
+    def ready(self) -> Motion:
+        """Open the gripper unless it is open."""
+        return (yield from self.hold(0) if self.grip == OPEN else self.open())
+
     def open(self) -> Motion:
         """Open the gripper; 8 steps are its ramp."""
         self.grip = OPEN
         return (yield from self.hold(8))
+
+    def leaning(self, rotation: np.ndarray, direction: np.ndarray, angle: float) -> np.ndarray:
+        """An orientation tipped so that the fingers lead and the palm follows.
+
+        Args:
+            rotation: (3, 3) with the fingers down.
+            direction: (3,) horizontal unit vector in which the fingers lead.
+            angle: Radians from the vertical.
+        """
+        return Rotation.from_rotvec(np.cross(DOWN, direction) * angle).as_matrix() @ rotation
 
     def facing(self, axis: np.ndarray) -> tuple[np.ndarray, float]:
         """Upright orientation with the fingers along ``axis`` (2,), and the turn from the start heading.

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
-from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, turn_knob
+from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
 from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
 from lerobot_policy_vita_vla.demos.libero_world import World
 
 TRIES = 3
@@ -28,6 +29,21 @@ OPEN_ENOUGH = 0.10
 HIGHEST = 1.36
 """Metres above the floor that the hand reaches with the fingers down."""
 
+LIFT_IN = 0.09
+"""Metres above an opening's floor to which the hand raises a mug by its handle."""
+
+BETWEEN = 0.006
+"""Metres between things that share a region."""
+
+OUT_FROM_UNDER = 0.04
+"""Metres that a leaning hand goes on along its slant before it rises."""
+
+UPRIGHT = -0.99
+"""Vertical part of where the fingers point, above which a hand leans."""
+
+AROUND = 0.008
+"""Metres kept free around what is lowered into a drawer."""
+
 SHELF_HEIGHT = 0.9
 """Regions of the table lie here."""
 
@@ -35,11 +51,7 @@ SHELF_HEIGHT = 0.9
 def unknown_goals(goals: list[list[str]]) -> list[str]:
     """Goals for which there is no skill, as text; from predicates alone, without a simulator."""
     return [
-        " ".join(goal)
-        for goal in goals
-        if goal[0].lower() not in ("on", "in", "open", "turnon")
-        # Putting something into a microwave needs a horizontal insertion.
-        or (goal[0].lower() == "in" and "microwave" in goal[2])
+        " ".join(goal) for goal in goals if goal[0].lower() not in ("on", "in", "open", "close", "turnon")
     ]
 
 
@@ -68,8 +80,9 @@ class Expert:
         return next(self._motion)
 
     def _solve(self):
-        for goal in self.world.goals:
-            if not (yield from self._skill(*goal)):
+        # What is to be closed in the end is filled before.
+        for goal in sorted(self.world.goals, key=lambda goal: goal[0].lower() == "close"):
+            if not self.world.holds(goal) and not (yield from self._skill(*goal)):
                 break
         while True:
             yield self.arm.command()
@@ -78,10 +91,15 @@ class Expert:
         predicate = predicate.lower()
         if predicate == "open":
             return (yield from open_drawer(self.arm, name))
+        if predicate == "close":
+            joint, goal = self.world.joint_of(name), [predicate, name]
+            return (yield from push_shut(self.arm, joint, lambda: self.world.holds(goal)))
         if predicate == "turnon":
             return (yield from turn_knob(self.arm, name))
         if predicate == "in" and "basket" in where:
             return (yield from self._into_basket(name, where))
+        if predicate == "in" and "microwave" in where:
+            return (yield from self._through_opening(name, where))
         if where in self.world.bodies:
             return (yield from self._onto_thing(name, where))
         if predicate == "in":
@@ -128,7 +146,20 @@ class Expert:
         if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST))):
             return False
         yield from self._clear(name, high + 0.02)
-        return (yield from self._place(name, centre[:2], base + 0.004))
+        return (yield from self._place(name, centre[:2] + self._share(name, region), base + 0.004))
+
+    def _share(self, name: str, region: str) -> np.ndarray:
+        """Displacement (2,) from a region's centre where several things of the goal share it."""
+        world = self.world
+        sharing = [goal[1] for goal in world.goals if goal[-1] == region and len(goal) == 3]
+        if len(sharing) < 2:
+            return np.zeros(2)
+        # Side by side along their narrow side.
+        flat = world.points(name)[:, :2] - world.position(name)[:2]
+        sides = [np.array([np.cos(a), np.sin(a)]) for a in np.arange(0, np.pi, np.pi / 18)]
+        side = min(sides, key=lambda axis: np.ptp(flat @ axis))
+        apart = np.ptp(flat @ side) + BETWEEN
+        return side * apart * (sharing.index(name) - (len(sharing) - 1) / 2)
 
     def _into_drawer(self, name: str, region: str) -> Motion:
         world = self.world
@@ -142,12 +173,37 @@ class Expert:
             return False
         yield from self._clear(name, high + 0.02)
         centre = world.site(region)
-        return (yield from self._place(name, centre[:2], centre[2]))
+        return (yield from self._place(name, self._uncovered(name, region, owner), centre[2]))
 
-    def _pick(self, name: str, lift: float) -> Motion:
+    def _uncovered(self, name: str, region: str, owner: str | None) -> np.ndarray:
+        """Where (2,) in an opened drawer a thing can be lowered: nearest its centre with nothing above."""
+        world, centre = self.world, self.world.site(region)
+        joint = world.region_joint(region)
+        if owner is None or joint is None:
+            return centre[:2]
+        own = np.concatenate([world.points_of(geom) for geom in world.shapes_of(joint)])
+        above = world.points(owner)
+        above = above[above[:, 2] > own[:, 2].max() + 0.005]
+        half = np.ptp(world.points(name)[:, :2], axis=0) / 2 + AROUND
+        outward = world.data.xaxis[joint][:2] * np.sign(world.joint_value(joint))
+        for shift in np.arange(0.0, 0.12, 0.01):
+            place = centre[:2] + shift * outward
+            if not (np.abs(above[:, :2] - place) < half).all(axis=1).any():
+                return place
+        return centre[:2]
+
+    def _through_opening(self, name: str, region: str) -> Motion:
+        world = self.world
+        opening = find_opening(world, region, world.region_owner(region))
+        if not (yield from self._pick(name, opening.floor + LIFT_IN, handle_grasps)):
+            return False
+        yield from bring_in(self.arm, name, opening)
+        return world.holds(["in", name, region])
+
+    def _pick(self, name: str, lift: float, find=grasps) -> Motion:
         arm, world = self.arm, self.world
         for attempt in range(TRIES):
-            ways = grasps(world, arm, name)
+            ways = find(world, arm, name)
             if not ways:
                 return False
             # Later attempts take clearly different grasps, not the neighbours of the one that failed.
@@ -157,15 +213,16 @@ class Expert:
                 yield from arm.open()
                 up = np.array([*world.hand[:2], max(above, world.hand[2])])
                 yield from arm.servo(up, steps=25, tolerance=0.02)
-            travel = max(above, min(world.hand[2], above + 0.1))
-            over = np.array([*way.xy, travel])
+            over = way.behind(max(above, min(world.hand[2], above + 0.1)))
             yield from arm.servo(over, way.rotation, tolerance=0.02, turn_tolerance=0.12)
-            over[2] = above - 0.03
-            yield from arm.servo(over, way.rotation, tolerance=0.008, turn_tolerance=0.05, steps=40)
-            over[2] = way.height
-            yield from arm.servo(over, way.rotation, steps=45, speed=0.55)
+            over, near = way.behind(above - 0.03), 0.008 if way.rotation[2, 2] < UPRIGHT else 0.015
+            yield from arm.servo(over, way.rotation, tolerance=near, turn_tolerance=0.05, steps=40)
+            yield from arm.servo(way.behind(way.height), way.rotation, steps=45, speed=0.55)
             yield from arm.close()
             before = world.position(name)[2]
+            if way.under:
+                # Back along the same slant, from under what hangs over it.
+                yield from arm.servo(way.behind(above + OUT_FROM_UNDER), tolerance=0.03, steps=30)
             up = np.array([*world.hand[:2], max(lift, way.height + 0.05)])
             yield from arm.servo(up, tolerance=0.02, steps=45, speed=0.8)
             if world.position(name)[2] > before + LIFTED:

@@ -18,11 +18,20 @@ WIDEST = 0.077
 PALM = 0.027
 """Metres that the point between the fingers may lie below a thing's top before the palm touches it."""
 
+KNOB = 0.010
+"""Metres below its top at which a knob is taken."""
+
 AXES = np.pi / 18
 """Directions are tried every ten degrees."""
 
 BASE = np.array([-0.6, 0.0])
 """Where the arm stands: near sides of a rim are reached better."""
+
+LEAN, LEAN_COST = np.radians(35), 0.3
+"""Where nothing upright is free, the hand leans along the rim, away from what hangs over it."""
+
+NEAR = 0.35
+"""Metres around a thing in which obstacles count."""
 
 # The volumes that fingers and palm sweep, along the finger axis and across it, metres.
 FINGERS_ALONG, FINGERS_ACROSS = (0.036, 0.068), 0.017
@@ -37,18 +46,28 @@ class Grasp(NamedTuple):
         xy: (2,) where the point between the fingers goes.
         height: Its z.
         rotation: (3, 3) of the hand.
+        hits: Obstacle points in its way.
+        under: Something hangs over the thing, so that it leaves the way the hand came.
     """
 
     cost: float
     xy: np.ndarray
     height: float
     rotation: np.ndarray
+    hits: int = 0
+    under: bool = False
+
+    def behind(self, height: float) -> np.ndarray:
+        """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
+        reach = self.rotation[:, 2]
+        return np.array([*self.xy, self.height]) + reach * (height - self.height) / reach[2]
 
 
 def grasps(world: World, arm: Arm, name: str) -> list[Grasp]:
     """Ways to take hold of a thing, best first; empty if it is too wide everywhere."""
     points, obstacles = world.points(name), world.obstacles(name)
     low, high = points.min(0), points.max(0)
+    obstacles = obstacles[np.linalg.norm(obstacles[:, :2] - (low + high)[:2] / 2, axis=1) < NEAR]
     by_rim = any(word in name for word in RIMS)
     found = (_rim if by_rim else _across)(arm, points, obstacles, low, high)
     return sorted(found, key=lambda grasp: grasp.cost)
@@ -59,22 +78,33 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
     top = points[points[:, 2] > high[2] - 0.012]
     radius = float(np.median(np.linalg.norm(top[:, :2] - middle, axis=1))) - 0.001
     height = max(high[2] - 0.022, low[2] + 0.016) if tall else high[2] - 0.004
-    found = []
-    for angle in np.arange(0, 2 * np.pi, AXES):
-        axis = np.array([np.cos(angle), np.sin(angle)])
-        rotation, turn = arm.facing(axis)
-        xy = middle + radius * axis
-        cost = 0.2 * _in_the_way(obstacles, xy, axis, height) + 0.6 * abs(turn)
-        found.append(Grasp(cost + 0.15 * np.linalg.norm(xy - BASE), xy, height, rotation))
+
+    def at(angle: float, lean: float) -> Grasp:
+        axis = np.array([np.cos(angle), np.sin(angle), 0.0])
+        rotation, turn = arm.facing(axis[:2])
+        rotation = arm.leaning(rotation, np.array([-axis[1], axis[0], 0.0]), lean)
+        xy = middle + radius * axis[:2]
+        hits = _in_the_way(obstacles, np.array([*xy, height]), axis, rotation)
+        cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * np.linalg.norm(xy - BASE)
+        return Grasp(cost + (LEAN_COST if lean else 0.0), xy, height, rotation, hits, lean != 0)
+
+    angles = np.arange(0, 2 * np.pi, AXES)
+    found = [at(angle, 0.0) for angle in angles]
+    if min(grasp.hits for grasp in found) > 0:
+        found += [at(angle, lean) for angle in angles for lean in (LEAN, -LEAN)]
     return found
 
 
 def _across(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
     tallness = high[2] - low[2]
     lowest = max(low[2] + 0.013, high[2] - PALM)
+    # Height and what of the thing lies between the fingers there.
+    reach = max(0.012, 0.12 * tallness)
+    heights = (lowest, lowest + 0.008) if tallness > 0.05 else (lowest,)
+    slabs = [(height, points[np.abs(points[:, 2] - height) < reach]) for height in heights]
+    slabs.append((high[2] - KNOB, _knob(points, high[2])))
     found = []
-    for height in (lowest, lowest + 0.008) if tallness > 0.05 else (lowest,):
-        slab = points[np.abs(points[:, 2] - height) < max(0.012, 0.12 * tallness)]
+    for height, slab in slabs:
         if len(slab) < 8:
             continue
         for angle in np.arange(0, np.pi, AXES):
@@ -85,18 +115,26 @@ def _across(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
                 continue
             xy = axis * (along.max() + along.min()) / 2 + side * (across.max() + across.min()) / 2
             rotation, turn = arm.facing(axis)
-            cost = 0.2 * _in_the_way(obstacles, xy, axis, height) + 0.3 * abs(turn)
-            cost += 30 * max(0.0, width - 0.06) + 3 * (height - lowest)
-            found.append(Grasp(cost, xy, height, rotation))
+            hits = _in_the_way(obstacles, np.array([*xy, height]), np.array([*axis, 0.0]), rotation)
+            cost = 0.2 * hits + 0.3 * abs(turn) + 30 * max(0.0, width - 0.06) + 3 * (height - lowest)
+            found.append(Grasp(cost, xy, height, rotation, hits))
     return found
 
 
-def _in_the_way(obstacles: np.ndarray, xy: np.ndarray, axis: np.ndarray, height: float) -> int:
+def _knob(points: np.ndarray, top: float) -> np.ndarray:
+    # The part of a lid's knob that the fingers hold; other parts may reach as high, a handle for instance.
+    centre = points[points[:, 2] > top - 0.003, :2].mean(axis=0)
+    near = np.linalg.norm(points[:, :2] - centre, axis=1) < 2 * KNOB
+    return points[near & (np.abs(points[:, 2] - top + KNOB) < KNOB - 0.002)]
+
+
+def _in_the_way(obstacles: np.ndarray, centre: np.ndarray, axis: np.ndarray, rotation: np.ndarray) -> int:
+    # Points in what fingers and palm sweep on their straight way to `centre`.
     if not len(obstacles):
         return 0
-    off = obstacles[:, :2] - xy
-    along, across = np.abs(off @ axis), np.abs(off @ np.array([-axis[1], axis[0]]))
+    off, reach = obstacles - centre, rotation[:, 2]
+    along, across, back = np.abs(off @ axis), np.abs(off @ np.cross(reach, axis)), -(off @ reach)
     fingers = (along > FINGERS_ALONG[0]) & (along < FINGERS_ALONG[1]) & (across < FINGERS_ACROSS)
-    fingers &= obstacles[:, 2] > height - 0.016
-    palm = (along < PALM_ALONG) & (across < PALM_ACROSS) & (obstacles[:, 2] > height + PALM_ABOVE)
+    fingers &= back > -0.016
+    palm = (along < PALM_ALONG) & (across < PALM_ACROSS) & (back > PALM_ABOVE)
     return int(fingers.sum()) + 2 * int(palm.sum())

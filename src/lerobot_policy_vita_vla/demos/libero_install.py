@@ -42,8 +42,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vita_vla" / "libero"
 
 
-def prepare() -> Path:
-    """Make ``import libero.libero`` silent and ready; returns the folder of the assets.
+def check_ready() -> Path:
+    """Make sure that ``import libero.libero`` will neither ask nor fail, without importing anything.
+
+    Returns:
+        The folder of the assets.
 
     Raises:
         ValueError: If LIBERO is not installed, its configuration points nowhere, or assets are missing; says
@@ -51,6 +54,12 @@ def prepare() -> Path:
     """
     package, assets = package_folder(), find_assets()
     _write_config(package)
+    return assets
+
+
+def prepare() -> Path:
+    """`check_ready`, then import LIBERO and tell it where the assets are."""
+    package, assets = package_folder(), check_ready()
     if not os.access(package.parent, os.W_OK):
         # robosuite's numba functions would fail to cache beside their source.
         os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-SPACING = 0.012
-"""Metres between the sampled points of a shape (our choice: half a finger's width)."""
+SPACING = 0.008
+"""Metres between the sampled points of a shape (our choice: a third of a finger's width)."""
 
-MOST_POINTS = 9
-"""Points along one side of a shape."""
+MOST_POINTS = 25
+"""Points along one side of a shape; a cabinet's are 12 mm apart."""
 
 MESH_POINTS = 300
 
@@ -38,6 +38,10 @@ class World:
     def goals(self) -> list[list[str]]:
         """LIBERO's goal: predicates such as ``["on", "bowl_1", "plate_1"]``, all of which must hold."""
         return self.env.parsed_problem["goal_state"]
+
+    def holds(self, goal: list[str]) -> bool:
+        """Whether one predicate of the goal is true now."""
+        return bool(self.env._eval_predicate(goal))
 
     @property
     def hand(self) -> np.ndarray:
@@ -65,14 +69,29 @@ class World:
         return self.data.xpos[self.bodies[name]].copy()
 
     def points(self, name: str) -> np.ndarray:
-        """Points (n, 3) that fill a thing's collision shapes, world frame."""
-        found = []
-        for geom in self._geoms[name]:
-            if geom not in self._local:
-                self._local[geom] = self._fill(geom)
-            rotation = self.data.geom_xmat[geom].reshape(3, 3)
-            found.append(self._local[geom] @ rotation.T + self.data.geom_xpos[geom])
+        """Points (n, 3) on the surface of a thing's collision shapes, world frame."""
+        found = [self.points_of(geom) for geom in self._geoms[name]]
         return np.concatenate(found) if found else np.zeros((0, 3))
+
+    def fixed_points(self, name: str) -> np.ndarray:
+        """Points (n, 3) of a thing without its doors and drawers."""
+        root = self.bodies[name]
+        fixed = [geom for geom in self._geoms[name] if not self._moves(self.model.geom_bodyid[geom], root)]
+        return np.concatenate([self.points_of(geom) for geom in fixed])
+
+    def _moves(self, body: int, root: int) -> bool:
+        while body != root:
+            if self.model.body_jntnum[body]:
+                return True
+            body = self.model.body_parentid[body]
+        return False
+
+    def points_of(self, geom: int) -> np.ndarray:
+        """The same for one shape."""
+        if geom not in self._local:
+            self._local[geom] = self._sample(geom)
+        rotation = self.data.geom_xmat[geom].reshape(3, 3)
+        return self._local[geom] @ rotation.T + self.data.geom_xpos[geom]
 
     def obstacles(self, *without: str) -> np.ndarray:
         """Points of everything but the named things."""
@@ -96,6 +115,15 @@ class World:
         """The joint that moves a region with its drawer or door."""
         body = self.model.site_bodyid[self.model.site(name).id]
         return int(self.model.body_jntadr[body]) if self.model.body_jntnum[body] else None
+
+    def joint_of(self, name: str) -> int:
+        """The joint of a goal's drawer (a region) or of a thing with a door.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        joint = self.region_joint(name) if self.is_region(name) else None
+        return self.hinge(name) if joint is None else joint
 
     def hinge(self, name: str) -> int:
         """The hinge of a thing such as a stove's knob.
@@ -130,7 +158,7 @@ class World:
             g for g in range(self.model.ngeom) if self.model.geom_bodyid[g] in below and self._collides(g)
         ]
 
-    def _fill(self, geom: int) -> np.ndarray:
+    def _sample(self, geom: int) -> np.ndarray:
         kind, size = self.model.geom_type[geom], self.model.geom_size[geom]
         shapes = mujoco.mjtGeom
         if kind == shapes.mjGEOM_MESH:
@@ -145,4 +173,5 @@ class World:
             shapes.mjGEOM_SPHERE: (size[0],) * 3,
         }.get(kind, (0.0, 0.0, 0.0))
         sides = [np.linspace(-h, h, int(np.clip(np.ceil(2 * h / SPACING) + 1, 2, MOST_POINTS))) for h in half]
-        return np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 3)
+        points = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 3)
+        return points[(np.abs(points) >= np.array(half) - 1e-9).any(axis=1)]

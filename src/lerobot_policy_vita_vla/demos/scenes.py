@@ -181,7 +181,7 @@ def check_seeds(name: str, first: int, count: int) -> None:
 def check_ready(name: str) -> None:
     """Refuse to start simulators that cannot run, in this process and not in a worker."""
     if name == LIBERO.name:
-        libero_install.find_assets()
+        libero_install.check_ready()
 
 
 def default_length(name: str, tasks: list[str], protocol: str | None) -> int:

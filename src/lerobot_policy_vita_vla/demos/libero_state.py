@@ -1,0 +1,50 @@
+"""What LIBERO's scene keeps to itself between resets and within an action, and an episode depends on."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+from robosuite.utils.observables import Observable, sensor
+
+
+def fixture_homes(env) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Body -> position and quaternion of each fixture in the scene's XML, from before any reset moved it.
+
+    LIBERO draws things onto a fixture relative to where it is, and then adds where it will be; what the last
+    reset left there would count twice.
+
+    Args:
+        env: LIBERO's own environment, just built.
+    """
+    found = {}
+    for fixture in env.fixtures_dict.values():
+        element = env.model.root.find(f".//body[@name='{fixture.root_body}']")
+        numbers = [
+            np.array(element.get(name, default).split(), dtype=np.float64)
+            for name, default in (("pos", "0 0 0"), ("quat", "1 0 0 0"))
+        ]
+        found[env.sim.model.body_name2id(fixture.root_body)] = tuple(numbers)
+    return found
+
+
+def snapshot(seen: mujoco.MjData, model: mujoco.MjModel, data: mujoco.MjData, rate: int) -> Observable:
+    """An observable that keeps the moment at which robosuite looks, to be drawn later if anyone asks.
+
+    robosuite samples what a policy sees (state and pictures) after the first of the 25 physics steps of an
+    action, not after the last.
+
+    Args:
+        seen: Where the moment is kept.
+        model: The scene.
+        data: Its state.
+        rate: Samples per second.
+    """
+
+    @sensor(modality="snapshot")
+    def keep(obs_cache) -> np.ndarray:
+        mujoco.mj_copyData(seen, model, data)
+        return np.zeros(1)
+
+    observable = Observable(name="snapshot", sensor=keep, sampling_rate=rate)
+    observable.set_active(False)  # it is not part of what robosuite hands out
+    return observable
