@@ -158,7 +158,7 @@ class RecordingInfo:
     """How demonstrations were made.
 
     Args:
-        suite: Simulator suite, ``"metaworld"``.
+        suite: Simulator suite, ``"metaworld"``; empty where a dataset does not say what it means.
         tasks: Instruction -> task name. Where two tasks share an instruction, their names are joined by a
             comma.
         quality: Render quality, a key of `demos.suite.RENDER_QUALITIES`.
@@ -236,9 +236,9 @@ class RecordingInfo:
         return cls.from_dict(json.loads(path.read_text())) if path.is_file() else None
 
     def picture_differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What would make a policy trained on these pictures see something else there, one line each."""
+        """What differs from what a policy was trained on, one line each; what one does not say is left out."""
         names = ("suite", "quality", "observation_size", "control_hz", "camera")
-        found = {name: (getattr(self, name), other[name]) for name in names if name in other}
+        found = {name: pair for name in names if all(pair := (getattr(self, name), other.get(name)))}
         if self.conventions and other.get("conventions"):
             there = Conventions.from_dict(other["conventions"])
             found |= Conventions.from_dict(self.conventions).differences(there)

@@ -14,6 +14,7 @@ import numpy as np
 from lerobot_policy_vita_vla.conventions import RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos.check_files import PICTURES, Layout, read_layout
 from lerobot_policy_vita_vla.demos.check_values import check_episodes, check_values, read_columns
+from lerobot_policy_vita_vla.demos.declared import DECLARED_AS, command, is_label, looks_like
 from lerobot_policy_vita_vla.demos.findings import ERROR, NOTE, WARNING, Finding, Findings, format_findings
 
 __all__ = ["Finding", "Findings", "check_dataset", "format_findings"]
@@ -142,9 +143,22 @@ def _check_recording(layout: Layout) -> Iterator[Finding]:
         yield Finding(WARNING, f"meta/vita_vla.json cannot be used: {error}", "")
         return
     if info is None:
-        yield Finding(NOTE, "not recorded by this package: how its pictures were made is not known", "")
+        name = looks_like(layout.info)
+        yield Finding(
+            NOTE,
+            "not recorded by this package: how its pictures were made and what its numbers mean is not known"
+            + (f"; it has the columns of {name}" if name else ""),
+            f"if it is that: {command(layout.root, name)}" if name else "",
+        )
         return
-    if info.control_hz != layout.info["fps"]:
+    if is_label(info, layout.info["fps"]) and info.control_hz != layout.info["fps"]:
+        yield Finding(
+            NOTE,
+            f"meta/info.json says {layout.info['fps']:g} frames per second; as {info.settings[DECLARED_AS]} "
+            f"its frames are control steps, {info.control_hz:g} per second",
+            "",
+        )
+    elif info.control_hz != layout.info["fps"]:
         yield Finding(
             ERROR,
             f"meta/info.json says {layout.info['fps']:g} frames per second, the recording was made at "

@@ -96,16 +96,15 @@ class _Judge:
         """Replay one episode and note what it shows."""
         self.report.episodes.append(episode.index)
         declared, guesses = find_starts(self.sim, episode, self.meaning)
+        tried = []
         for guess in guesses:
             base = Assumption(DECLARED, "as declared", guess.meaning, self._repeat)
-            played = play(self.sim, guess.start, episode, base, draw=True)
-            if played.worst <= self.sim.tolerances.path:
+            tried.append((guess, base, play(self.sim, guess.start, episode, base, draw=True)))
+            if tried[-1][2].worst <= self.sim.tolerances.path:
                 break
         else:
-            guess = guesses[0]
-            if len(guesses) > 1:
-                base = base._replace(conventions=guess.meaning)
-                played = play(self.sim, guess.start, episode, base, draw=True)
+            tried = tried[:1]
+        guess, base, played = tried[-1]
         judge_start(self.report, self.sim, episode, declared, guess)
         start, start_fits = guess.start, guess.off <= self.sim.tolerances.start
         if (count := len(played.deviation)) < len(episode.actions):
@@ -216,10 +215,9 @@ class _Judge:
         limit, found, steps = self.sim.tolerances.path, played, [(base, played)]
         while found.worst > limit and len(steps) <= MOST_EXPLANATIONS:
             others = assumptions(steps[-1][0], episode.actions, self.sim, {a.convention for a, _ in steps})
-            tried = [(a, play(self.sim, start, episode, a, draw=True)) for a in others]
-            if not tried:
+            if not others:
                 break
-            best = min(tried, key=lambda pair: (pair[1].worst > limit, pair[1].off.mean()))
+            best = self._nearest(start, episode, others)
             if best[1].off.mean() >= NEARER * found.off.mean():
                 break
             steps.append(best)
@@ -249,6 +247,13 @@ class _Judge:
                 "holds the actions that were executed",
             )
         return steps[-1][0], found
+
+    def _nearest(self, start, episode: RecordedEpisode, others: list[Assumption]):
+        # What is true holds to the end, and what is not mostly fails within a few frames, which is cheap.
+        limit = self.sim.tolerances.path
+        true = [a for a in others if play(self.sim, start, episode, a, stop_above=limit).worst <= limit]
+        tried = [(a, play(self.sim, start, episode, a, draw=True)) for a in true or others]
+        return min(tried, key=lambda pair: pair[1].off.mean())
 
     def _fix(self, before: Assumption, assumption: Assumption) -> str:
         if assumption.convention == "control_rate":

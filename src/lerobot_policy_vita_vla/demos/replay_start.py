@@ -4,7 +4,7 @@ and how its rotation is written down.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,12 +46,13 @@ class Guess(NamedTuple):
 
 def find_starts(
     simulator: Simulator, episode: RecordedEpisode, meaning: Conventions
-) -> tuple[Guess, list[Guess]]:
+) -> tuple[Guess, Iterator[Guess]]:
     """Where an episode may have begun.
 
     Returns:
-        The best start with the conventions as they are, and the ways that lead to the recorded state, one per
-        control rate, fewest changes first. Where none does, what comes much nearer, or the first again.
+        The best start with the conventions as they are, and the ways that lead to the recorded state, at the
+        declared control rate first, then fewest changes first, found as they are asked for. Where none does,
+        what comes much nearer, or the first again.
 
     Raises:
         ValueError: If the simulator knows no start for this episode.
@@ -67,12 +68,29 @@ def find_starts(
         guess = Guess(_off(simulator, episode, meaning), meaning, start)
         declared = min(declared or guess, guess, key=lambda g: g.off)
         if declared.off <= limit:
-            return declared, [declared]
-    found = _search(simulator, episode, meaning, list(dict.fromkeys([declared.start, *starts[:LIKELY]])))
-    exact = [guess for guess in found if guess.off <= limit]
-    exact.sort(key=lambda g: (len(meaning.differences(g.meaning)), g.off))
-    nearest = min(found, key=lambda g: g.off)
-    return declared, exact or [nearest if nearest.off < NEARER * declared.off else declared]
+            return declared, iter([declared])
+    likely = list(dict.fromkeys([declared.start, *starts[:LIKELY]]))
+    return declared, _ways(simulator, episode, declared, likely)
+
+
+def _ways(
+    simulator: Simulator, episode: RecordedEpisode, declared: Guess, starts: list[Hashable]
+) -> Iterator[Guess]:
+    # One of each rate: a hand that has come to rest is at rest at every rate, so the path must decide.
+    limit, meaning = simulator.tolerances.start, declared.meaning
+    first = _search(simulator, episode, meaning, starts)
+    if first.off <= limit:
+        yield first
+    others = [
+        _search(simulator, episode, replace(meaning, control_hz=rate), starts)
+        for rate in simulator.control_rates
+        if rate != meaning.control_hz
+    ]
+    others.sort(key=lambda g: (len(meaning.differences(g.meaning)), g.off))
+    yield from (guess for guess in others if guess.off <= limit)
+    nearest = min([first, *others], key=lambda g: g.off)
+    if nearest.off > limit:
+        yield nearest if nearest.off < NEARER * declared.off else declared
 
 
 def judge_start(
@@ -127,22 +145,17 @@ def judge_start(
 
 
 def _search(
-    simulator: Simulator, episode: RecordedEpisode, meaning: Conventions, starts: list
-) -> list[Guess]:
-    # The best of each rate: a hand that has come to rest is at rest at every rate, so the path must decide.
-    found = []
-    others = [rate for rate in simulator.control_rates if rate != meaning.control_hz]
-    for rate in (meaning.control_hz, *others):
-        tried = [
-            guess
-            for start in starts
-            for guess in _while_settling(simulator, episode, replace(meaning, control_hz=rate), start)
-        ]
-        best = min(tried, key=lambda g: g.off)
-        as_many = [g for g in tried if g.meaning.settle_steps == meaning.settle_steps]
-        settled = min(as_many, key=lambda g: g.off)
-        found.append(settled if settled.off <= simulator.tolerances.start else best)
-    return found
+    simulator: Simulator, episode: RecordedEpisode, meaning: Conventions, starts: list[Hashable]
+) -> Guess:
+    # The best at one rate; the declared settle steps, where they lead there.
+    tried: list[Guess] = []
+    for start in starts:
+        tried += _while_settling(simulator, episode, meaning, start)
+        if min(tried, key=lambda g: g.off).off <= simulator.tolerances.start:
+            break
+    as_many = [g for g in tried if g.meaning.settle_steps == meaning.settle_steps]
+    settled = min(as_many, key=lambda g: g.off)
+    return settled if settled.off <= simulator.tolerances.start else min(tried, key=lambda g: g.off)
 
 
 def _while_settling(simulator: Simulator, episode: RecordedEpisode, meaning: Conventions, start: Hashable):

@@ -78,7 +78,10 @@ class Simulator(Protocol):
         ...
 
 
-SIMULATORS = {"metaworld": "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator"}
+SIMULATORS = {
+    "metaworld": "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator",
+    "libero": "lerobot_policy_vita_vla.demos.replay_libero:LiberoSimulator",
+}
 """Suite -> ``module:callable`` that takes the dataset's `RecordingInfo`."""
 
 

@@ -86,9 +86,21 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
             found.append(
                 f"seeds of {task}: demonstrations used {first}..{last}, the manifest repeats {len(seen)}"
             )
+    if not info.suite:
+        logger.warning(
+            "the policy's demonstrations do not say what their numbers mean: rotations, gripper and picture "
+            "orientation are not checked (vita-vla demos declare, docs/libero.md)"
+        )
     if not found:
         return
     lines = "\n  ".join(found)
+    if not info.suite and not allow:
+        raise ValueError(
+            f"the policy was trained on something else than this manifest plays:\n  {lines}\n"
+            "Its demonstrations do not say what they are. If they are known, declare them and train again "
+            "(vita-vla demos declare ROOT --as lerobot/libero); if the frame rate is a mere label, write the "
+            'true one as "fps" into their meta/info.json, or pass --allow-differences'
+        )
     if not allow:
         raise ValueError(
             f"the policy was trained on something else than this manifest plays:\n  {lines}\n"

@@ -245,6 +245,6 @@ def read_recording(path: str | Path) -> dict[str, Any]:
 def recording_defaults(path: str | Path) -> dict[str, Any]:
     """Arguments of `manifest.make_manifest` that show a policy the pictures it was trained on."""
     recording = read_recording(path)
-    found = {key: recording[key] for key in ("quality", "observation_size") if key in recording}
+    found = {key: recording[key] for key in ("quality", "observation_size") if recording.get(key)}
     protocol = recording.get("settings", {}).get("protocol")
     return {**found, "protocol": protocol} if protocol else found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
 from lerobot_policy_vita_vla.contracts import check_loss
-from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.demos.declared import remembered
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.teacher.weights import read_weights
 from lerobot_policy_vita_vla.vla.batches import observed, observed_keys, shifted
@@ -298,6 +298,5 @@ class VitaVLAPolicy(PreTrainedPolicy):
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
     def _remember_recording(self, dataset_meta: Any) -> None:
-        root = getattr(dataset_meta, "root", None)
-        if root is not None and (info := RecordingInfo.load(root)) is not None:
-            self.config.recording = info.to_dict()
+        if recording := remembered(dataset_meta):
+            self.config.recording = recording

@@ -1,4 +1,4 @@
-"""`vita-vla demos record`, `vita-vla demos check` and `vita-vla demos replay`."""
+"""`vita-vla demos record`, `check`, `declare` and `replay`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUALITIES = ("light", "standard")
 
 
 def add(verbs: argparse._SubParsersAction, name: str) -> None:
-    """Declare the verb and its two parts."""
+    """Declare the verb and its parts."""
     p = new_verb(
         verbs,
         name,
@@ -31,6 +31,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     parts = p.add_subparsers(title="parts", metavar="PART", required=True)
     _add_record(parts)
     _add_check(parts)
+    _add_declare(parts)
     _add_replay(parts)
 
 
@@ -82,6 +83,21 @@ def _add_check(parts: argparse._SubParsersAction) -> None:
     finish_verb(p, _check)
 
 
+def _add_declare(parts: argparse._SubParsersAction) -> None:
+    p = new_verb(
+        parts,
+        "declare",
+        "Write down what the numbers of a dataset from the hub mean (meta/vita_vla.json).",
+        "vita-vla demos declare work/libero/hub --as lerobot/libero",
+        description="For data that this package did not record: picture orientation, rotation "
+        "representation, gripper, control rate, settle steps, as the dataset's makers have them. Checkpoints "
+        "keep them, and evaluation compares. Refused if the dataset is visibly another one.",
+    )
+    p.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    p.add_argument("--as", dest="name", required=True, metavar="NAME", help="lerobot/libero")
+    finish_verb(p, _declare)
+
+
 def _add_replay(parts: argparse._SubParsersAction) -> None:
     p = new_verb(
         parts,
@@ -130,6 +146,16 @@ def _check(args: argparse.Namespace) -> int:
     findings = check_dataset(args.root)
     print(findings)
     return 0 if findings.ok else 1
+
+
+def _declare(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.demos.declared import declare
+
+    info = declare(args.root, args.name)
+    for name, value in info.conventions.items():
+        print(f"  {name}: {value}")
+    print(f"declared: {args.root} is {args.name}, {len(info.tasks)} instructions, suite {info.suite}")
+    return 0
 
 
 def _replay(args: argparse.Namespace) -> int:

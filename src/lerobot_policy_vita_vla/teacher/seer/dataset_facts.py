@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, ActionSpec
+from lerobot_policy_vita_vla.demos.declared import remembered
 
 if TYPE_CHECKING:
     from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
@@ -53,7 +52,7 @@ def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: 
             f"auxiliary_weight {config.auxiliary_weight} needs the dataset's {PRIVILEGED_STATE}, which it "
             "does not have; pass --policy.auxiliary_weight=0"
         )
-    if recording := _recording(dataset_meta):
+    if recording := remembered(dataset_meta):
         config.recording = recording
 
 
@@ -80,9 +79,3 @@ def feature_names(dataset_meta: Any, key: str) -> list[str] | None:
     if isinstance(names, dict):
         names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
     return [str(name) for name in names] if names else None
-
-
-def _recording(dataset_meta: Any) -> dict[str, Any]:
-    root = getattr(dataset_meta, "root", None)
-    path = Path(root) / "meta" / "vita_vla.json" if root else None
-    return json.loads(path.read_text()) if path and path.is_file() else {}
