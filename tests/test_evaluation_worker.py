@@ -178,3 +178,17 @@ def test_a_slot_keeps_its_task_then_opens_another_then_helps():
     last = queue.next("window-open-v3") or queue.next("drawer-open-v3")
     assert last is not None
     assert queue.next(last.task) is None
+
+
+def test_a_slot_helps_first_where_its_own_process_plays_already():
+    manifest = make_manifest("door-open,drawer-open,window-open", 6)
+    queue = EpisodeQueue(manifest.episodes)
+    homes = [0, 1, 0, 1, 0, 1]
+    tasks = [queue.next(None, home).task for home in homes]
+    assert tasks[:3] == ["door-open-v3", "drawer-open-v3", "window-open-v3"]
+    assert tasks[3] == tasks[5] == "drawer-open-v3" and tasks[4] in ("door-open-v3", "window-open-v3")
+    while queue.next("drawer-open-v3", 1).task == "drawer-open-v3":
+        pass
+    # Nothing left at home: it helps elsewhere, and every episode is still played once.
+    rest = [episode for task in manifest.tasks if (episode := queue.next(task, 0))]
+    assert rest and all(episode.task != "drawer-open-v3" for episode in rest)

@@ -62,7 +62,7 @@ def play(
             elif kind == "finished":
                 episode = running.pop(slot)
                 # The simulator goes on before this one's books are kept.
-                start(slot, queue.next(episode.task))
+                start(slot, queue.next(episode.task, pool.home(slot)))
                 record.add(episode, content)
             else:
                 record.set_renderer(*content)

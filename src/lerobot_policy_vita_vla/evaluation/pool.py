@@ -23,34 +23,40 @@ from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 from lerobot_policy_vita_vla.evaluation.worker import Settings, serve
 
 SHARE_FROM = 2
-"""Episodes a task must have left before another simulator is built for it (our choice: building takes about
-as long as an episode)."""
+"""Episodes a task must have left before another simulator is built for it (our choice: building the first one
+of a task in a process takes about as long as an episode)."""
 
 
 class EpisodeQueue:
     """Hands out episodes so that few simulators are built.
 
     A slot keeps its task while that has episodes; then it takes a task that nobody has begun, or helps with
-    the one that has most left.
+    the one that has most left, first among those that its own process plays: there a further simulator is
+    cheap (`demos.metaworld_pictures`).
     """
 
     def __init__(self, episodes: Iterable[Episode]):
         self._pending: dict[str, list[Episode]] = {}
         for episode in episodes:
             self._pending.setdefault(episode.task, []).append(episode)
-        self._begun: set[str] = set()
+        self._homes: dict[str, set[int]] = {}
 
-    def next(self, task: str | None) -> Episode | None:
-        """The next episode for a slot whose simulator has ``task`` loaded; None if it is not needed any
-        more.
+    def next(self, task: str | None, home: int = 0) -> Episode | None:
+        """The next episode for a slot; None if the slot is not needed any more.
+
+        Args:
+            task: What its simulator has loaded; None where it has none.
+            home: Number of its process.
         """
         if task not in self._pending:
-            fresh = [name for name in self._pending if name not in self._begun]
+            fresh = [name for name in self._pending if name not in self._homes]
             shared = [name for name, left in self._pending.items() if len(left) >= SHARE_FROM]
-            task = fresh[0] if fresh else max(shared, key=lambda name: len(self._pending[name]), default=None)
+            at_home = [name for name in shared if home in self._homes.get(name, ())]
+            most = max(at_home or shared, key=lambda name: len(self._pending[name]), default=None)
+            task = fresh[0] if fresh else most
         if task is None:
             return None
-        self._begun.add(task)
+        self._homes.setdefault(task, set()).add(home)
         episode = self._pending[task].pop(0)
         if not self._pending[task]:
             del self._pending[task]
@@ -144,9 +150,13 @@ class WorkerPool:
                 process.kill()
                 process.join()
 
+    def home(self, slot: int) -> int:
+        """The number of the process that a slot belongs to."""
+        return slot % self._workers
+
     def send(self, slot: int, kind: str, payload: Any) -> None:
         """Send a message to a slot."""
-        self._post(slot % self._workers, (kind, slot, payload))
+        self._post(self.home(slot), (kind, slot, payload))
 
     def receive(self, *, block: bool) -> list[tuple[str, int, Any]]:
         """Messages that have arrived; with ``block`` at least one.

@@ -162,7 +162,8 @@ def evaluate(
     try:
         with WorkerPool(workers, envs_per_worker, suite=manifest.suite, picture_bytes=room) as pool:
             # The simulators import, and the first ones are built, while the policy loads.
-            first = {slot: episode for slot in pool.slots if (episode := queue.next(None)) is not None}
+            begins = {slot: queue.next(None, pool.home(slot)) for slot in pool.slots}
+            first = {slot: episode for slot, episode in begins.items() if episode is not None}
             pool.begin(_settings(manifest, fresh_simulators=fresh_simulators), first)
             predictor = policy
             if from_path:
