@@ -15,7 +15,7 @@ from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
 from lerobot_policy_vita_vla.demos.libero_grasps import grasps
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
-from lerobot_policy_vita_vla.demos.libero_world import World
+from lerobot_policy_vita_vla.demos.libero_world import SPACING, World
 
 TRIES = 3
 """Grasps of a thing before giving up."""
@@ -41,7 +41,7 @@ OUT_FROM_UNDER = 0.04
 UPRIGHT = -0.99
 """Vertical part of where the fingers point, above which a hand leans."""
 
-AROUND = 0.008
+AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
 
 SHELF_HEIGHT = 0.9
@@ -172,25 +172,27 @@ class Expert:
         if not (yield from self._pick(name, high + 0.10)):
             return False
         yield from self._clear(name, high + 0.02)
-        centre = world.site(region)
-        return (yield from self._place(name, self._uncovered(name, region, owner), centre[2]))
+        *place, floor = self._uncovered(name, region, owner)
+        return (yield from self._place(name, np.array(place), floor))
 
     def _uncovered(self, name: str, region: str, owner: str | None) -> np.ndarray:
-        """Where (2,) in an opened drawer a thing can be lowered: nearest its centre with nothing above."""
+        """Where (3,) in an opened drawer a thing can be set down: nearest its centre with nothing above."""
         world, centre = self.world, self.world.site(region)
         joint = world.region_joint(region)
         if owner is None or joint is None:
-            return centre[:2]
+            return centre
         own = np.concatenate([world.points_of(geom) for geom in world.shapes_of(joint)])
         above = world.points(owner)
         above = above[above[:, 2] > own[:, 2].max() + 0.005]
         half = np.ptp(world.points(name)[:, :2], axis=0) / 2 + AROUND
         outward = world.data.xaxis[joint][:2] * np.sign(world.joint_value(joint))
-        for shift in np.arange(0.0, 0.12, 0.01):
+        inside = own[np.linalg.norm(own[:, :2] - centre[:2], axis=1) < AROUND + SPACING]
+        floor = inside[:, 2].max() + AROUND if len(inside) else centre[2]
+        for shift in np.arange(0.0, 0.12, 0.005):
             place = centre[:2] + shift * outward
             if not (np.abs(above[:, :2] - place) < half).all(axis=1).any():
-                return place
-        return centre[:2]
+                return np.array([*place, floor])
+        return centre
 
     def _through_opening(self, name: str, region: str) -> Motion:
         world = self.world
