@@ -150,6 +150,25 @@ def test_other_features_than_the_plain_paths_are_never_acted_on(caplog, monkeypa
     assert torch.equal(found, network.act(*seen).detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_product_is_in_bfloat16_from_state_to_action(dtype):
+    network = make_network("smolvlm", dtype=dtype)
+    engine, seen, kinds = Engine(network), observe(1, 2), {}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        engine.act(*seen)
+        for way, tree in (("plain", network), ("engine", engine._copy)):
+            for module in tree.modules():
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                    module.register_forward_hook(
+                        lambda module, args, out, way=way: kinds.setdefault(way, []).append(out.dtype)
+                    )
+        engine.act(*seen)
+        network.act(*seen)
+    assert all(set(found) == {torch.bfloat16} for found in kinds.values())
+    # The last layer's products of the two ways are the same ones; state encoder, mapper, decoder are in both.
+    assert len(kinds["plain"]) == len(kinds["engine"]) > 20
+
+
 def test_off_is_silent_and_plain(caplog):
     network = make_network("smolvlm")
     seen = observe(1, 1)
@@ -248,6 +267,14 @@ def test_inference_mode_leaves_nothing_behind():
         first = engine.act(*seen)
     with torch.no_grad():
         assert torch.equal(engine.act(*seen), first)
+
+
+def test_a_network_made_in_inference_mode_acts():
+    with torch.inference_mode():
+        engine, seen = Engine(make_network("smolvlm")), observe(1, 1)
+        for autocast in (None, torch.bfloat16):
+            found, wanted = both(engine, seen, autocast)
+            assert relative(found, wanted) < 1e-2
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])

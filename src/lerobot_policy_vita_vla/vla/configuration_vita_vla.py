@@ -95,6 +95,8 @@ class VitaVLAConfig(PreTrainedConfig):
             training with the same demonstrations and image encoder; None encodes pictures in every step.
         engine: ``"auto"`` predicts through the inference engine (engine.py), or says once why it cannot and
             goes the plain way; ``"off"`` always goes the plain way.
+        precision: ``"full"``, or the engine's language model in ``"int8"`` or ``"float8"``; `vita-vla bench
+            precision` says what that does to actions and success, and sets it (engine_precision.py).
         teacher_cameras: Which of our cameras feeds each of the teacher's (teacher's key: ours). Filled in
             where the names tell.
         vlm_changed: Filled in: whether a stage so far changed the VLM's own weights.
@@ -163,6 +165,7 @@ class VitaVLAConfig(PreTrainedConfig):
     dtype: str = "bfloat16"
     vision_features: str | None = None
     engine: str = "auto"
+    precision: str = "full"
 
     teacher_cameras: dict[str, str] = field(default_factory=dict)
     vlm_changed: bool = False

@@ -87,7 +87,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         self._checkpoint = checkpoint
         self._precomputed = Precomputed(config, dataset_meta)
         self._start_average()
-        self.engine = Engine(self.network, config.engine)
+        self.engine = Engine(self.network, config.engine, config.precision)
         if config.save_vlm == "reference":
             self.register_state_dict_post_hook(leave_out_vlm)
         self.train(self.training)

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple] = {
     "attn_implementation": ("auto", "eager", "sdpa", "flash_attention_2"),
     "save_vlm": ("full", "reference"),
     "engine": ("auto", "off"),
+    "precision": ("full", "int8", "float8"),
     "align_loss": ("mse", "norm"),
     "decoder_init": ("teacher", "scratch"),
     "shift_draw": ("together", "apart"),
@@ -30,6 +31,11 @@ def check_settings(config: VitaVLAConfig) -> None:
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"--policy.{name} must be one of {allowed}, got {getattr(config, name)!r}")
+    if config.precision != "full" and config.engine == "off":
+        raise ValueError(
+            f"--policy.precision={config.precision} is the inference engine's, which --policy.engine=off "
+            "leaves out; pass --policy.engine=auto or --policy.precision=full"
+        )
     for name in ("n_obs_steps", "schedule_accumulation", "accumulation"):
         if getattr(config, name) < 1:
             raise ValueError(f"--policy.{name} must be at least 1, got {getattr(config, name)}")

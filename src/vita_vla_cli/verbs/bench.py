@@ -16,6 +16,7 @@ BENCHMARKS = {
     "train": "finetune samples per second: our student against SmolVLA through LeRobot's own step",
     "data": "batches per second: LeRobot's loader against the frame cache, and the loader's share of a step",
     "eval": "episodes per hour: our evaluation against lerobot-eval, same policy, tasks and workers",
+    "precision": "a policy in eight bits: what its actions and its success rate lose, and switching it on",
     "import": "importing the plugin beyond what LeRobot imports itself",
     "startup": "what `vita-vla --help` and a training command cost before they do anything",
 }
