@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from vita_vla_cli import running
 from vita_vla_cli import steps as runner
 from vita_vla_cli.steps import Step, StepFailedError
 
@@ -90,10 +91,52 @@ def test_timing_holds_every_step_in_order(tmp_path):
     assert timing["total_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["steps"]), abs=0.2)
 
 
+def test_steps_that_allow_it_run_side_by_side_and_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 2)
+    names = ("one", "two", "three")
+    files = {name: tmp_path / name for name in (*names, "last")}
+    code = (
+        "import os, pathlib, sys, time; time.sleep(1.0); "
+        "pathlib.Path(sys.argv[1]).write_text(os.environ.get('OMP_NUM_THREADS', ''))"
+    )
+    plan = [Step(n, (str(files[n]),), makes=(files[n],), beside=True, threads=3) for n in names]
+    plan.append(Step("last", (str(files["last"]),), needs=names, makes=(files["last"],)))
+    start = time.monotonic()
+    progress = runner.execute(tmp_path, plan, program=(sys.executable, "-c", code))
+    wall = time.monotonic() - start
+    spans = {n: running.read_record(tmp_path, n)["ran"][0] for n in (*names, "last")}
+    assert spans["two"][0] < spans["one"][1]  # together with the first
+    assert spans["three"][0] >= min(spans["one"][1], spans["two"][1])  # two at a time
+    assert spans["last"][0] >= max(spans[n][1] for n in names) - 0.2
+    assert files["one"].read_text() == "3"
+    assert progress.total == pytest.approx(wall, abs=0.7) and sum(progress.seconds.values()) > wall
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert [step["name"] for step in timing["steps"]] == [*names, "last"]
+    assert timing["total_seconds"] == pytest.approx(progress.total, abs=0.1)
+    starts = {step["name"]: step["start"] for step in timing["steps"]}
+    assert starts["one"] == 0 and starts["two"] < 1 <= starts["three"] < starts["last"]
+
+
+def test_a_failure_ends_what_runs_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 2)
+    code = "import sys, time; sys.exit('error: no') if sys.argv[1] == 'bad' else time.sleep(60)"
+    plan = [Step("long", ("long",), beside=True), Step("bad", ("bad",), beside=True)]
+    start = time.monotonic()
+    with pytest.raises(StepFailedError, match="bad"):
+        runner.execute(tmp_path, plan, program=(sys.executable, "-c", code))
+    assert time.monotonic() - start < 30
+    assert not running.read_record(tmp_path, "long")["done"]
+
+
+def test_intervals_are_counted_once():
+    assert runner._covered([[0, 2], [1, 3], [5, 6]]) == 4
+    assert runner._covered([]) == 0
+
+
 def test_the_last_state_of_a_progress_bar_is_what_is_shown(tmp_path):
     log = tmp_path / "log"
     log.write_text("first\n 1/9\r 2/9\r 3/9")
-    assert runner._tail(log, 1) == ["3/9"]
+    assert running.tail(log, 1) == ["3/9"]
 
 
 def test_nothing_outside_the_run_folder_is_removed(tmp_path):

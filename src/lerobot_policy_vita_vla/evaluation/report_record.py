@@ -48,15 +48,17 @@ def one_option_per_line(command: str) -> str:
 
 
 def timeline(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any] | None:
-    """The steps of the run one after the other: start and length in percent of the whole."""
+    """The steps of the run: start and length in percent of the whole; in turn, where no starts are known."""
     if run.timing is None or not run.timing["steps"]:
         return None
     steps = run.timing["steps"]
     if bad := [step for step in steps if not {"name", "seconds"} <= step.keys()]:
         raise ValueError(f"{run.path / 'timing.json'}: every step needs name and seconds, got {bad[0]}")
-    total = sum(step["seconds"] for step in steps) or 1.0
+    known = all("start" in step for step in steps) and "total_seconds" in run.timing
+    total = (run.timing["total_seconds"] if known else sum(step["seconds"] for step in steps)) or 1.0
     rows, start = [], 0.0
     for step in steps:
+        start = step["start"] if known else start
         style = styles.get(step["name"].split("/")[-1])
         rows.append(
             {

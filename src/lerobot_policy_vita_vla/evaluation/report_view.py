@@ -56,7 +56,9 @@ def headline(run: Run, styles: Styles, pairs: list[dict[str, Any]]) -> dict[str,
                 f"Without the align stage the same student solves {pair['other_rate']}\u202f%, "
                 f"{pair['verdict']}."
             )
-    seconds = sum(step["seconds"] for step in run.timing["steps"]) if run.timing else None
+    seconds = None
+    if run.timing:  # steps that ran side by side count once in the total
+        seconds = run.timing.get("total_seconds") or sum(step["seconds"] for step in run.timing["steps"])
     facts = [(str(len(tasks)), "tasks" if len(tasks) > 1 else "task")]
     if run.demos:
         facts.append((f"{run.demos['total_episodes']:,}", "demonstrations"))

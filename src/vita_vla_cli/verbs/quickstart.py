@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return error.code if error.code > 0 else 1
     print()
     print(table(folder))
-    print(
-        f"\ntime: {sum(progress.seconds.values()) / 60:.1f} min in all; per step in {folder / 'timing.json'}"
-    )
+    print(f"\ntime: {progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}")
     print(f"report: {(folder / 'report.html').absolute()}")
     return 0
 
