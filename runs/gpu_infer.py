@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 
 from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.engine import Engine
@@ -76,7 +77,7 @@ def make(shape: random_vlm.Shape, device: str) -> VitaVLANetwork:
             state_encoder=StateEncoder(state_dim=students.STATE, width=width, gripper_dims=(6, 7)),
             queries=ActionQueries(num_queries=students.CHUNK, width=width, shared=True, init_std=0.02),
             mapper=ActionMapper(width=width, feature_dim=students.WIDTH),
-            decoder=students.ActionDecoder(kind="seer", feature_dim=students.WIDTH, spec=students.spec()),
+            decoder=ActionDecoder(kind="seer", feature_dim=students.WIDTH, spec=students.spec()),
             chunk_size=students.CHUNK,
         )
     return network.eval().requires_grad_(False)
@@ -123,9 +124,10 @@ def measure(name: str, shape: random_vlm.Shape, *, device: str, calls: int, peak
     }
     floor["ms"] = max(floor["compute_ms"], floor["weights_ms"])
     fastest = list(ways)[-1]
+    row, _ = network.backbone.prompts.row(seen.tasks[0], ((shape.image,) * 2,) * 2, 1 + students.CHUNK)
     return {
         "shape": shape.to_dict(),
-        "tokens": next(iter(engines["engine"]._texts.values())).embedded_BLD.shape[1],
+        "tokens": row["input_ids"].shape[1],
         "ways": found,
         "floor": floor,
         "share_of_floor": floor["ms"] / found[fastest]["median_ms"],

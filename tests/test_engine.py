@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from engine_helpers import TASKS, S, make_network, observe
 from lerobot_policy_vita_vla.vla.engine import TEXT_LENGTHS, TOLERANCE, Engine, padded_length
 from lerobot_policy_vita_vla.vla.engine_pictures import Unfit, restate
+from lerobot_policy_vita_vla.vla.lora import add_adapters
 
 FAMILIES = ("smolvlm", "idefics3", "internvl", "qwen2_5_vl")
 DEEPER = {"smolvlm": {"num_hidden_layers": 3}, "internvl": {"num_hidden_layers": 3}, "qwen2_5_vl": {}}
@@ -77,6 +78,20 @@ def test_without_a_state_encoder():
     images, tasks, _ = observe(3, 2)
     found, wanted = both(engine, (images, tasks, None))
     assert relative(found, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_adapters_act_in_the_engine_too(autocast):
+    network = make_network("smolvlm")
+    seen = observe(2, 1)
+    with torch.no_grad():
+        without = network.features(*seen)
+    add_adapters(network.backbone.vlm, rank=2, alpha=4)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    found, wanted = both(Engine(network.eval()), seen, autocast)
+    assert relative(found, wanted) < (5e-3 if autocast else 1e-5) and relative(found, without) > 0.05
 
 
 def test_bytes_and_numbers_are_the_same_pictures():
@@ -255,9 +270,9 @@ def test_what_is_kept_is_bounded_and_a_copy_starts_anew():
     engine = Engine(make_network("smolvlm"))
     images, _, state = observe(1, 1)
     with torch.no_grad():
-        for number in range(70):
+        for number in range(20):
             engine.act(images, [f"slide {number}"], state)
-    assert len(engine._texts) == 64 and len(engine._programs) <= 16
+    assert len(engine._texts) == 16 and len(engine._programs) <= 16
     assert not copy.deepcopy(engine)._programs
 
 

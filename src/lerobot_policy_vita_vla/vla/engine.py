@@ -47,8 +47,8 @@ TEXT_LENGTHS = (32, 40, 48, 64, 96, 128)
 """Lengths to which prompts are padded on a GPU, without image tokens and with the suffix; above the last,
 multiples of it. Our choice: LIBERO's instructions in their chat turn take 25 to 45."""
 
-MOST_PROGRAMS, MOST_TEXTS = 16, 64
-"""Shapes and sets of instructions that are kept, the latest ones."""
+MOST_PROGRAMS, MOST_TEXTS = 16, 16
+"""Shapes and lists of instructions that are kept, the latest ones (a list of eight takes 32 MB at 7B)."""
 
 
 class Engine:
@@ -59,8 +59,8 @@ class Engine:
         mode: ``"auto"``, or ``"off"`` for the plain path always.
         precision: Of the language model's products, see engine_precision.py.
         recorded: Whether the pass is recorded as a CUDA graph. None: on a GPU.
-        compiled: Whether layers are compiled. None: on a GPU. (On a CPU it gained 5 % for minutes of
-            compiling; measured with eight layers of width 512.)
+        compiled: Whether layers are compiled. None: on a GPU (our choice: on a CPU their time is that of
+            matrix products, which compiling does not change).
         padded: Whether prompts are padded to `TEXT_LENGTHS`. None: on a GPU, where fixed shapes are needed.
 
     Attributes:
