@@ -11,13 +11,14 @@ Clipping concerns the whole gradient, so the optimiser does it, and LeRobot is t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig, OptimizerParams
+
+from lerobot_policy_vita_vla.vla.optimizer import can_fuse, is_sharded
 
 
 class AccumulatingAdamW(torch.optim.AdamW):
@@ -76,8 +77,7 @@ class AccumulatingAdamWConfig(AdamWConfig):
         Raises:
             ValueError: Clipping under FSDP1, where a process knows the norm of its own shard only.
         """
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-        if sharded and self.clip_norm > 0:
+        if is_sharded() and self.clip_norm > 0:
             raise ValueError(
                 "--policy.accumulation clips gradients in the optimiser, which under FSDP sees a part of "
                 "them only; pass --policy.grad_clip_norm=0, or larger batches without accumulation"
@@ -90,4 +90,5 @@ class AccumulatingAdamWConfig(AdamWConfig):
             weight_decay=self.weight_decay,
             accumulation=self.accumulation,
             clip_norm=self.clip_norm,
+            fused=can_fuse(params) or None,
         )

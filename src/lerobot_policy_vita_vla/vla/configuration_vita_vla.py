@@ -13,6 +13,7 @@ from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES, reasons_shown
 from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
+from lerobot_policy_vita_vla.vla.optimizer import FusedAdamWConfig
 from lerobot_policy_vita_vla.vla.presets import preset_values
 from lerobot_policy_vita_vla.vla.schedule import WarmupDecayConfig
 from lerobot_policy_vita_vla.vla.settings_checks import check_settings
@@ -249,14 +250,11 @@ class VitaVLAConfig(PreTrainedConfig):
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """AdamW (paper); groups with their own rates come from the policy."""
+        common = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.accumulation > 1:
-            return AccumulatingAdamWConfig(
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                accumulation=self.accumulation,
-                clip_norm=self.grad_clip_norm,
-            )
-        return AdamWConfig(lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm)
+            clipping = {"accumulation": self.accumulation, "clip_norm": self.grad_clip_norm}
+            return AccumulatingAdamWConfig(**common, **clipping)
+        return FusedAdamWConfig(**common, grad_clip_norm=self.grad_clip_norm)
 
     def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig | WarmupDecayConfig:
         """Linear warm-up over ``warmup_fraction`` of the run, cosine over all of it; or `schedule.py`'s."""
