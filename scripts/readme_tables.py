@@ -140,7 +140,8 @@ def file_map_text() -> str:
     parts = [
         "# File map\n\nWritten by `scripts/readme_tables.py` from the files' own docstrings. "
         "Imports go one way, which a test enforces:\n\n"
-        "    contracts, conventions, ema, chunking <- demos <- teacher <- vla <- evaluation, training <- cli"
+        "    contracts, conventions, ema, chunking <- demos <- teacher <- vla <- evaluation, training "
+        "<- bench <- cli"
     ]
     for folder in FOLDERS:
         lines = [
@@ -198,6 +199,28 @@ def schedules_text(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def variants_text(folder: Path) -> str:
+    """Every variant of one ablation with its rate, and two-stage minus it, from ablations.json."""
+    table = json.loads((folder / "ablations.json").read_text())
+    against = {(c["variant"], c["finetune_steps"]): c for c in table["comparisons"]}
+    budgets = sorted({row["finetune_steps"] for row in table["rows"]} - {0})
+    lines = [
+        "| variant | finetune steps | what it shows | success | two-stage minus it |",
+        "| --- " * 5 + "|",
+    ]
+    for row in sorted(table["rows"], key=lambda row: -row["success_rate"]):
+        for budget in [row["finetune_steps"]] if row["finetune_steps"] else budgets:
+            rate = f"{_number(row['success_rate'])} ({_number(row['low'])} - {_number(row['high'])})"
+            found = against.get((row["variant"], budget))
+            difference = ""
+            if found:
+                interval = f"{_number(found['low'])} - {_number(found['high'])}".replace(" - -", " to -")
+                difference = f"{found['difference']:+.2f} ({interval}), p {found['p_value']:.2g}"
+            cells = (f"`{row['variant']}`", str(row["steps"]), row["why"], rate, difference)
+            lines.append("| " + " | ".join(cells).rstrip() + " |")
+    return "\n".join(lines)
+
+
 def generated() -> dict[Path, str]:
     """Every generated file with the content it should have."""
     readme, schedules = ROOT / "README.md", ROOT / "docs" / "schedules.md"
@@ -208,6 +231,10 @@ def generated() -> dict[Path, str]:
     if schedules.is_file():
         table = schedules_text(ROOT / "results" / "finetune_dip" / "eval")
         pages[schedules] = between(schedules.read_text(), "schedules", table)
+    ablations = ROOT / "docs" / "ablations.md"
+    if ablations.is_file():
+        table = variants_text(ROOT / "results" / "variants")
+        pages[ablations] = between(ablations.read_text(), "variants", table)
     return pages
 
 

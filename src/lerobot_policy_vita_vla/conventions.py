@@ -236,7 +236,7 @@ class RecordingInfo:
         return cls.from_dict(json.loads(path.read_text())) if path.is_file() else None
 
     def picture_differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What differs from what a policy was trained on, one line each; what one does not say is left out."""
+        """What differs from what a policy was trained on, one line each, as far as both say it."""
         names = ("suite", "quality", "observation_size", "control_hz", "camera")
         found = {name: pair for name in names if all(pair := (getattr(self, name), other.get(name)))}
         if self.conventions and other.get("conventions"):
