@@ -7,11 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from lerobot_policy_vita_vla.evaluation.predictor import PolicyPredictor
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
-from student_helpers import PX, STATS, install_loader, make_batch, make_config, save_teacher
+from lerobot_policy_vita_vla.vla.processor_vita_vla import make_vita_vla_pre_post_processors
+from student_helpers import (
+    CAMERA,
+    PX,
+    STATS,
+    TASKS,
+    S,
+    install_loader,
+    make_batch,
+    make_config,
+    save_teacher,
+)
 from tiny_vlms import save
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +83,27 @@ def test_histories_say_once_that_they_go_the_plain_way(paths, caplog):
             policy.select_action(batch)
     messages = [record.getMessage() for record in caplog.records if record.name == LOGGER]
     assert len(messages) == 1 and "several turns" in messages[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_obs_steps": 2, "n_action_steps": 1}])
+def test_an_evaluation_hands_pictures_on_as_bytes_without_another_result(paths, settings, monkeypatch):
+    policy = student(paths, **settings)
+    processors = make_vita_vla_pre_post_processors(policy.config)
+    draw, lead = np.random.default_rng(0), (2,) if settings else ()
+    seen = [
+        {
+            "pixels": draw.integers(0, 256, (*lead, PX, PX, 3), dtype=np.uint8),
+            "agent_pos": draw.normal(size=(*lead, S)),
+            "task": task,
+        }
+        for task in TASKS[:2]
+    ]
+    predictor = PolicyPredictor(policy, *processors, fingerprint="")
+    assert predictor._batch(seen)[CAMERA].dtype == torch.uint8
+    as_bytes = predictor.predict(seen)
+    monkeypatch.setattr("lerobot_policy_vita_vla.evaluation.predictor.READS_BYTES", ())
+    assert predictor._batch(seen)[CAMERA].dtype == torch.float32
+    assert np.array_equal(predictor.predict(seen), as_bytes)
 
 
 def test_an_unknown_mode_is_refused(paths):

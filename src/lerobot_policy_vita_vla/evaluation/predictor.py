@@ -29,6 +29,10 @@ PICTURE = "pixels"
 """With `STATE`, the keys of Meta-World's observations: (h, w, 3) uint8 and (S,) float; with H > 1, (H, h, w,
 3) and (H, S). Other suites' pictures: `scenes.Scenes.cameras`."""
 
+READS_BYTES = ("vita_vla",)
+"""Policies that take pictures as bytes, too: a quarter of what goes to a GPU, and the same numbers, since
+they turn pictures into bytes themselves."""
+
 
 class ChunkPredictor(Protocol):
     """What the runner needs of whatever acts."""
@@ -127,6 +131,11 @@ class PolicyPredictor:
     def _batch(self, observations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         from lerobot.envs import preprocess_observation
 
+        def frames(seen: np.ndarray) -> torch.Tensor:
+            if self.policy_type in READS_BYTES:
+                return torch.from_numpy(seen).permute(0, 3, 1, 2).contiguous()
+            return preprocess_observation({"pixels": seen})["observation.image"]
+
         leading = (len(observations),) if self.n_obs_steps == 1 else (len(observations), self.n_obs_steps)
 
         def stack(key: str) -> np.ndarray:
@@ -140,7 +149,7 @@ class PolicyPredictor:
             pictures = {key: self._conversion.pictures(seen) for key, seen in pictures.items()}
         batch = {}
         for wanted, key in self._cameras.items():
-            batch[wanted] = preprocess_observation({"pixels": pictures[key]})["observation.image"]
+            batch[wanted] = frames(pictures[key])
         batch |= preprocess_observation({STATE: state})
         batch = {key: value.reshape(*leading, *value.shape[1:]) for key, value in batch.items()}
         if all(f"{STATE}_is_pad" in row for row in observations):
