@@ -40,13 +40,13 @@ def test_calls_are_filled_up_to_the_numbers_of_rows_that_give_the_same_bits():
     few = Leaky(lambda rows: len(rows) < 4)
     plan, _ = settle_batch(few.predict, MANIFEST, 8, history=1)
     assert plan == (8, True, False, (4, 8))
-    assert [plan.size(waiting) for waiting in (1, 3, 4, 7, 8, 20)] == [4, 4, 4, 4, 8, 8]
+    assert [plan.size(waiting) for waiting in (1, 3, 4, 5, 6, 7, 8, 20)] == [4, 4, 4, 4, 8, 8, 8, 8]
     plan, _ = settle_batch(few.predict, MANIFEST, 6, history=1)
     assert plan.sizes == (4, 6)
     always = Leaky(len)
     assert settle_batch(always.predict, MANIFEST, 4, history=1)[0].sizes == (4,)
     plan, _ = settle_batch(LookingPredictor().predict, MANIFEST, 8, history=1)
-    assert [plan.size(waiting) for waiting in (1, 3, 7, 8)] == [1, 2, 4, 8]
+    assert [plan.size(waiting) for waiting in (1, 2, 3, 5, 7, 8)] == [1, 2, 4, 4, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,5 @@ def test_calls_take_the_longest_waiting_first():
     assert split(waiting[1:], mixed) == ([1, 2], [3, 4])
     assert split(waiting[2:], alike) == ([2, 4], [3])
     assert split(waiting, padded) == ([0, 1, 3], [2, 4])
-    assert split(waiting, exact) == ([0, 1], [2, 3, 4])
+    assert split(waiting, exact) == ([0, 1, 3], [2, 4])
+    assert split([*waiting, (5, {"task": "a"}), (6, {"task": "a"})], exact) == ([0, 1, 3, 5], [2, 4, 6])

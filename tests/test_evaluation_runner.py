@@ -43,7 +43,7 @@ def test_outcomes_do_not_depend_on_who_else_plays(reference, tmp_path):
     episodes = read_episodes(tmp_path)
     assert comparable(episodes) == comparable(read_episodes(reference[0]))
     assert len({e["state_hash"] for e in episodes}) == 4, "different episodes end in different states"
-    # 12 steps in chunks of 3: no row was predicted for nobody.
+    # 12 steps in chunks of 3, two episodes at a time: no row was predicted for nobody.
     assert sum(crowded.calls[TRIALS:]) == 4 * 4
 
 
