@@ -60,14 +60,17 @@ def downloaded(tmp_path_factory):
         for frame in range(FRAMES):
             # Blocks instead of single pixels: PNG writes them forty times faster.
             blocks = generator.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+            moves = generator.uniform(-0.9, 0.9, 6)
             pictures = blocks.repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2)
             dataset.add_frame(
                 {
                     "observation.images.image": pictures[0],
                     "observation.images.image2": pictures[1],
                     "observation.state": generator.normal(size=8).astype(np.float32),
-                    "action": np.append(generator.uniform(-0.9, 0.9, 6), frame % 2 * 2 - 1).astype(
-                        np.float32
+                    "action": np.concatenate(
+                        # The hand hardly turns, as in many LIBERO tasks.
+                        [moves[:3], 0.02 * moves[3:], [frame % 2 * 2 - 1]],
+                        dtype=np.float32,
                     ),
                     "task": OBJECT.replace("_", " "),
                 }
@@ -186,8 +189,10 @@ def test_a_frame_rate_that_is_not_the_environments_is_refused_with_the_fix(hub, 
     ]
 
 
-def test_teacher_alignment_and_finetuning_take_it(hub, libero_package):
-    declare(hub, NAME)
+@pytest.mark.parametrize("declared", [True, False])
+def test_teacher_alignment_and_finetuning_take_it(declared, hub, libero_package):
+    if declared:
+        declare(hub, NAME)
     run, small = hub.parent, ["--steps=1", "--batch-size=2", "--device=cpu", "--num_workers=0"]
 
     def train(verb, *more):
@@ -205,6 +210,9 @@ def test_teacher_alignment_and_finetuning_take_it(hub, libero_package):
     train("finetune", "--out", str(run / "finetune"), "--from", str(run / "align"))
     checkpoint = run / "finetune" / "checkpoints" / "last" / "pretrained_model"
     config = json.loads((checkpoint / "config.json").read_text())
+    if not declared:
+        assert (config["recording"]["suite"], config["recording"]["control_hz"]) == ("", 10)
+        return
     assert config["recording"] == json.loads((hub / RECORDING_FILE).read_text())
     assert config["decoder"]["spec"]["gripper_dims"] == [6]
     assert set(config["teacher_cameras"]) == {"observation.images.image", "observation.images.image2"}
@@ -212,3 +220,17 @@ def test_teacher_alignment_and_finetuning_take_it(hub, libero_package):
     seen = recording_defaults(checkpoint)
     assert seen == {"quality": "standard", "observation_size": 256, "protocol": "lerobot"}
     check_recording(config["recording"], make_manifest("libero_object_3", 1, **seen))
+
+
+def test_calm_numbers_are_other_units_only_where_another_dataset_was_learned_from(hub):
+    # What the scale check says of the very data that a model was trained on, and of data nobody knows.
+    from lerobot_policy_vita_vla.contracts import ActionSpec
+    from lerobot_policy_vita_vla.vla.teaching import check_decoder_scale
+
+    stats = json.loads((hub / "meta/stats.json").read_text())
+    spec = ActionSpec.from_stats([*ARM, "gripper"], stats["action"])
+    config = SimpleNamespace(decoder={"spec": spec.to_dict(), "kind": "seer"})
+    recording = remembered(SimpleNamespace(root=hub))
+    check_decoder_scale(config, stats, recording)
+    with pytest.raises(ValueError, match="axis_angle1"):
+        check_decoder_scale(config, stats, {**recording, "statistics_hash": "0"})

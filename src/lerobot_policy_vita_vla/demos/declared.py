@@ -1,7 +1,7 @@
 """Datasets that this package did not record: what is known of them, and how it is written down.
 
     meta/vita_vla.json is there  -> what it says goes into every checkpoint, as for our own recordings
-    it is not                    -> frames per second and picture size go there, the rest is unknown
+    it is not                    -> frames per second, picture size and statistics go there, no meaning
 
 `declare` writes the file for a dataset whose makers' code tells what its numbers mean. It is never applied
 unasked: two datasets with the same columns may mean different things.
@@ -97,7 +97,10 @@ def remembered(dataset_meta: Any) -> dict[str, Any]:
         RECORDING_FILE,
         f". If it is {name}: {command(root, name)}" if name else "",
     )
-    return RecordingInfo("", {}, "", sizes.pop()[0] if len(sizes) == 1 else 0, written["fps"], "").to_dict()
+    info = RecordingInfo("", {}, "", sizes.pop()[0] if len(sizes) == 1 else 0, written["fps"], "")
+    if (stats := path.with_name("stats.json")).is_file():
+        info.statistics_hash = statistics_hash(json.loads(stats.read_text()))
+    return info.to_dict()
 
 
 def command(root: str | Path, name: str) -> str:

@@ -69,7 +69,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
             self._meet_teacher(dataset_stats)
         else:
             continue_from(config, checkpoint)
-            check_decoder_scale(config, dataset_stats)
+            check_decoder_scale(config, dataset_stats, checkpoint.config.get("recording"))
         config.validate_features()
         self.network = build_network(
             config,
