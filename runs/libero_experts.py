@@ -6,8 +6,8 @@ predicate within the step limit of the protocol `lerobot`. Tasks without an expe
     .venv/bin/python runs/libero_experts.py --suites libero_object,libero_spatial --episodes 10
 
 Hardware: one CPU core; nothing is drawn. 3 to 7 CPU seconds per episode: 40 tasks x 10 episodes take about 35
-minutes. Needs the extra `libero` and the assets (docs/libero.md). Continues where it was stopped; a
-task that was measured with other starts is measured again.
+minutes. Needs the extra `libero` and the assets (docs/libero.md). Continues where it was stopped; a task that
+was measured with other starts is measured again. The table of docs/libero.md is written from the file.
 """
 
 import argparse
@@ -22,6 +22,10 @@ from lerobot_policy_vita_vla.evaluation.statistics import rate_with_interval
 
 ENOUGH = 0.8
 """Below this an expert's demonstrations are too biased towards easy starts; the file says so."""
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "libero.md"
+BEGIN = "<!-- experts: written by runs/libero_experts.py from results/libero/experts.json -->"
+END = "<!-- end of experts -->"
 
 
 def play(task: str, seeds: range) -> dict:
@@ -54,6 +58,39 @@ def play(task: str, seeds: range) -> dict:
     }
 
 
+def page(tasks: dict) -> str:
+    """The table of docs/libero.md: one row per suite, tasks below `ENOUGH` by name."""
+    rows = ["| suite | tasks measured | successes | below 0.8 |", "|---|---|---|---|"]
+    for suite in SUITES:
+        found = {
+            name: row for name, row in tasks.items() if name.rpartition("_")[0] == suite and row["expert"]
+        }
+        if not found:
+            continue
+        count = sum(row["expert"]["n_episodes"] for row in found.values())
+        good = sum(
+            round(row["expert"]["success_rate"] * row["expert"]["n_episodes"]) for row in found.values()
+        )
+        below = [
+            f"{name} ({row['expert']['success_rate']:.2f})"
+            for name, row in found.items()
+            if not row["enough"]
+        ]
+        rows.append(f"| {suite} | {len(found)} | {good} of {count} | {', '.join(below) or 'none'} |")
+    asked = sorted({row["asked"]["episodes"] for row in tasks.values()})
+    episodes = " or ".join(str(count) for count in asked)
+    says = f"Drawn starts, no disturbance, {episodes} episodes per task (`python runs/libero_experts.py`):"
+    return "\n".join([says, "", *rows, ""])
+
+
+def write_page(tasks: dict) -> None:
+    """Replace the table in docs/libero.md."""
+    text = PAGE.read_text()
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    PAGE.write_text(f"{head}{BEGIN}\n{page(tasks)}{END}{tail}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,6 +114,7 @@ def main() -> None:
         write_json(
             args.out, {"command": "python runs/libero_experts.py", "date": str(date.today()), "tasks": done}
         )
+    write_page(done)
 
 
 if __name__ == "__main__":
