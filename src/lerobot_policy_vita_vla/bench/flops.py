@@ -32,7 +32,8 @@ def count(call: Callable[[], object], inside: str = "") -> int:
 
     Args:
         call: What to count.
-        inside: Count only what happens in modules whose name ends so, such as ``language_model``.
+        inside: Count only what happens in modules of this class, or of this name in one, such as
+            ``language_model``.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,7 +42,7 @@ def count(call: Callable[[], object], inside: str = "") -> int:
     if not inside:
         return counter.get_total_flops()
     by_module = counter.get_flop_counts()
-    found = [name for name in by_module if name.endswith(f".{inside}")]
+    found = [name for name in by_module if name == inside or name.endswith(f".{inside}")]
     if not found:
         raise ValueError(f"no module named {inside!r} ran; there were {', '.join(by_module)}")
     return sum(sum(by_module[name].values()) for name in found)

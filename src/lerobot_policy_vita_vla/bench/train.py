@@ -68,9 +68,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "train_vs_smolvla": "finetune samples/s, ours / SmolVLA with its VLM trained too",
             "train_vs_smolvla_default": "finetune samples/s, ours / SmolVLA by default (expert only)",
             "train_samples_per_s": "finetune samples/s, ours",
+            "train_decoder_share": "share of the step's work in mapper and decoder",
             "train_flop_error": "error of the formula for the language model against the counted work",
         },
         "train_samples_per_s": batch_size / found["sides"]["ours"]["median_s"],
+        "train_decoder_share": work["decoder"] / work["step"],
         "train_flop_error": work["error"],
         "learned_parameters": {name: _learned(policy) for name, policy in {"ours": ours, **theirs}.items()},
         "work": work,
@@ -197,10 +199,12 @@ def _work(policy: Any, shape: random_vlm.Shape, batch: dict, step: Callable[[], 
     tokens = prompt.tokens["input_ids"].shape[1]
     formula = flops.naive_step(students.text_shape(shape), tokens - suffix, suffix, learns=True)
     counted = flops.count(step, inside="text_model") / len(batch["task"])
+    decoder = sum(flops.count(step, inside=part) for part in ("ActionMapper", "ActionDecoder"))
     return {
         "tokens": tokens,
         "formula": formula,
         "counted": counted,
         "error": abs(counted / formula - 1),
+        "decoder": decoder,
         "step": flops.count(step),
     }
