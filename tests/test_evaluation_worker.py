@@ -117,19 +117,24 @@ def test_pictures_travel_through_shared_memory_and_each_slot_has_its_own():
     assert board.put(0, large) == large
 
 
-def test_a_simulator_that_was_built_ahead_changes_nothing():
+def test_a_simulator_that_was_built_ahead_changes_nothing(monkeypatch):
     manifest = make_manifest("door-open,drawer-open", 1, seed=5, observation_size=32)
     board = PictureBoard(multiprocessing.get_context("spawn"), slots=1, slot_bytes=32 * 32 * 3)
-    hashes = []
-    for ahead in ((), manifest.episodes):
+    hashes, counted, reset = [], [], SceneEnv.reset
+    monkeypatch.setattr(SceneEnv, "reset", lambda *a, **k: counted.append(1) or reset(*a, **k))
+    # Not at all; for another task; for this episode.
+    for ahead in ((), manifest.episodes[1:], manifest.episodes[:1]):
         stage = Stage(board)
         assert stage.handle("setup", None, Settings(**SCENE, expert=True)) is None
         for episode in ahead:
             assert stage.handle("build", 0, episode) is None
-        kind, slot, outcome = stage.handle("episode", 0, (manifest.episodes[0], ()))
-        assert (kind, slot, outcome["steps"]) == ("finished", 0, 10)
-        hashes.append(outcome["state_hash"])
-    assert hashes[0] == hashes[1]
+        counted.clear()
+        for _ in range(2):
+            kind, slot, outcome = stage.handle("episode", 0, (manifest.episodes[0], ()))
+            assert (kind, slot, outcome["steps"]) == ("finished", 0, 10)
+            hashes.append(outcome["state_hash"])
+        assert len(counted) == (1 if ahead == manifest.episodes[:1] else 2)
+    assert len(set(hashes)) == 1
 
 
 @pytest.mark.parametrize("quality", ["light", "standard"])

@@ -4,7 +4,7 @@ A worker answers messages one by one, ``(kind, slot, payload)``, and has one sim
 light: no policy, no network, one thread. Messages to it:
 
     ("setup", None, Settings)           first, and again when more is known
-    ("build", slot, Episode)            build the simulator of an episode to come; not answered
+    ("build", slot, Episode)            build the simulator of the next episode and reset it; not answered
     ("episode", slot, (Episode, film))  start an episode; answered by "observation" or "finished"
     ("chunk", slot, (T, A) float32)     go on with these actions; answered likewise
 
@@ -81,9 +81,17 @@ class Rollout:
         seed: Decides the initial state.
         settings: Common settings.
         film: Outcomes (success or not) of which frames are wanted for a video.
+        first: The first observation, if the scene has been reset to the seed already.
     """
 
-    def __init__(self, env, seed: int, settings: Settings, film: Collection[bool] = ()):
+    def __init__(
+        self,
+        env,
+        seed: int,
+        settings: Settings,
+        film: Collection[bool] = (),
+        first: dict[str, np.ndarray] | None = None,
+    ):
         self.env, self.settings, self.film = env, settings, film
         self.frames: list[np.ndarray] = []
         self.steps = 0
@@ -97,8 +105,7 @@ class Rollout:
             n_obs_steps=settings.n_obs_steps, keys=(*scenes_of(settings.suite).cameras, STATE)
         )
         env.rendering = self._draws()
-        observation, _ = env.reset(seed=seed)
-        self._see(observation)
+        self._see(env.reset(seed=seed)[0] if first is None else first)
 
     def advance(self, chunk: np.ndarray | None = None) -> tuple[str, dict[str, Any]]:
         """Play on until a chunk is needed or the episode is over.
@@ -162,6 +169,7 @@ class Stage:
         self._board = board
         self._envs: dict[int, Any] = {}
         self._rollouts: dict[int, Rollout] = {}
+        self._first: dict[int, tuple[Any, dict[str, np.ndarray]]] = {}
 
     def handle(self, kind: str, slot: int, payload: Any) -> tuple[str, int, Any] | None:
         """Do what a message asks for; returns the answer, if it has one."""
@@ -169,16 +177,19 @@ class Stage:
             self.settings = payload
             return None
         if kind == "build":
-            # Simulators and drawing contexts are made when they are first needed.
-            self._scene(slot, payload.task).reset(seed=payload.seed)
+            # Simulators and drawing contexts are made by the first reset.
+            self._first[slot] = payload, self._scene(slot, payload.task).reset(seed=payload.seed)[0]
             return None
         chunk = payload
         if kind == "episode":
             (episode, film), chunk = payload, None
-            if self.settings.fresh_simulators and slot in self._envs:
-                self._envs.pop(slot).close()
+            built_for, first = self._first.pop(slot, (None, None))
+            if built_for != episode:
+                first = None
+                if self.settings.fresh_simulators and slot in self._envs:
+                    self._envs.pop(slot).close()
             scene = self._scene(slot, episode.task)
-            self._rollouts[slot] = Rollout(scene, episode.seed, self.settings, film)
+            self._rollouts[slot] = Rollout(scene, episode.seed, self.settings, film, first)
         answer, content = self._rollouts[slot].advance(chunk)
         return answer, slot, self._board.put(slot, content) if answer == "observation" else content
 
