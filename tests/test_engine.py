@@ -48,6 +48,8 @@ def test_the_engine_gives_the_plain_paths_features(family, kind):
     network = make_network(family, dtype=weights)
     tolerance = TOLERANCE[autocast or weights]
     for batch, cameras, padded in ((1, 1, False), (3, 2, False), (1, 2, True), (3, 2, True)):
+        attention = "eager" if batch != cameras else "sdpa"
+        network.backbone.vlm.set_attn_implementation({"text_config": attention})
         engine = Engine(network, padded=padded)
         found, wanted = both(engine, observe(batch, cameras), autocast)
         assert relative(found, wanted) < tolerance / 5, (batch, cameras, padded)
@@ -264,6 +266,19 @@ def test_padded_prompts_of_different_lengths_share_one_program():
     assert counts == {False: 2, True: 1}
     assert [padded_length(n) for n in (1, 32, 33, 65, 129)] == [32, 32, 40, 96, 256]
     assert list(TEXT_LENGTHS) == sorted(TEXT_LENGTHS)
+
+
+def test_a_rows_numbers_do_not_depend_on_longer_instructions_beside_it():
+    # What lets an evaluation put episodes of different tasks into one call (evaluation/batching.py).
+    network = make_network("smolvlm", text={"hidden_size": 64, "num_hidden_layers": 3})
+    network.backbone.vlm.set_attn_implementation({"text_config": "eager"})
+    engine, (images, _, state) = Engine(network), observe(3, 1)
+    with torch.no_grad():
+        for act in (network.act, engine.act):
+            alone = act(images, [TASKS[0]] * 3, state)
+            for company in TASKS[1:]:
+                assert torch.equal(act(images, [TASKS[0], company, company], state)[0], alone[0])
+    assert engine.reason is None
 
 
 def test_what_is_kept_is_bounded_and_a_copy_starts_anew():

@@ -189,10 +189,13 @@ class Engine:
         if self._does("padded", device):
             length = pictures + padded_length(length - pictures)
         tokens, positions = pad_left(rows, prompts.processor.tokenizer.pad_token_id, length)
-        mask, last = masks(tokens["attention_mask"].bool(), num_queries)
+        embedded = vlm.get_input_embeddings()(tokens["input_ids"].to(device)).detach()
+        eager = vlm.config.get_text_config()._attn_implementation == "eager"
+        valid = tokens["attention_mask"].bool()
+        mask, last = masks(valid, num_queries, embedded.dtype if eager else None)
         columns = (tokens["input_ids"] == image_id).nonzero()[:, 1].view(len(rows), pictures)
         words = Words(
-            vlm.get_input_embeddings()(tokens["input_ids"].to(device)).detach(),
+            embedded,
             positions.to(device),
             columns.to(device),
             None if mask is None else mask.to(device),

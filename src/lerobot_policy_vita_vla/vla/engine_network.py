@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from lerobot_policy_vita_vla.vla.engine_pictures import Unfit
 
 DECODERS = ("LlamaModel", "Qwen2Model", "Qwen2_5_VLTextModel")
 """Decoders whose layers are: norm, attention of q, k, v, o with rotary positions, norm, MLP."""
+
+ATTENTION = ("sdpa", "eager")
+"""Of the language model: what takes a mask that is made beforehand. Others act as sdpa."""
 
 
 class Words(NamedTuple):
@@ -36,8 +38,9 @@ class Words(NamedTuple):
         embedded_BLD: Token embeddings; what stands in the columns of images and suffix is replaced.
         positions: Position ids (B, L) or (3, B, L).
         images_BM: Columns of the image tokens.
-        mask_B1LL: True where a column may look; None: causal, without padding.
-        last_B1KL: The same for the queries, the last K columns; always given.
+        mask_B1LL: True where a column may look, or what is added to its scores, as the language model's
+            attention takes it; None: causal, without padding.
+        last_B1KL: True where the queries, the last K columns, may look; always given.
     """
 
     embedded_BLD: Tensor
@@ -47,14 +50,25 @@ class Words(NamedTuple):
     last_B1KL: Tensor
 
 
-def masks(valid_BL: Tensor, num_queries: int) -> tuple[Tensor | None, Tensor]:
-    """``mask_B1LL`` and ``last_B1KL`` of `Words`, from which columns are no padding (that is on the left)."""
+def masks(
+    valid_BL: Tensor, num_queries: int, added: torch.dtype | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """``mask_B1LL`` and ``last_B1KL`` of `Words`.
+
+    Args:
+        valid_BL: Which columns are no padding (padding is on the left).
+        num_queries: K.
+        added: Type of a mask that is added to scores (eager attention, which needs one in any case).
+    """
     length = valid_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=valid_BL.device).tril()
     # Padding looks at itself, or its softmax over nothing would give values that are not numbers.
     itself_LL = torch.eye(length, dtype=torch.bool, device=valid_BL.device)
     mask_B1LL = ((causal_LL & valid_BL[:, None, :]) | itself_LL).unsqueeze(1)
     last_B1KL = mask_B1LL[:, :, -num_queries:].contiguous()
+    if added is not None:
+        nothing = torch.zeros(mask_B1LL.shape, dtype=added, device=valid_BL.device)
+        return nothing.masked_fill(~mask_B1LL, torch.finfo(added).min), last_B1KL
     return (None if bool(valid_BL.all()) else mask_B1LL), last_B1KL
 
 
@@ -127,9 +141,12 @@ class ActingNetwork(nn.Module):
         cos, sin = rope
         key = self.rotate(key, cos, sin)
         query = self.rotate(query, cos[..., -asked:, :], sin[..., -asked:, :])
-        seen = scaled_dot_product_attention(
-            query, key, value, attn_mask=last_B1KL, scale=attention.scaling, enable_gqa=True
-        )
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        # Written out, a row's numbers do not depend on how far its columns are padded.
+        scores = (query @ key.transpose(-1, -2)) * attention.scaling
+        scores = scores.masked_fill(~last_B1KL, torch.finfo(scores.dtype).min)
+        seen = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
         hidden = hidden_BLD[:, -asked:] + attention.o_proj(seen.transpose(1, 2).flatten(2))
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
@@ -150,8 +167,8 @@ def acting_copy(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     shared += [backbone.processor, backbone.prompts, backbone.turns]
     copied = copy.deepcopy(network, {id(thing): thing for thing in shared if thing is not None}).eval()
     vlm = copied.backbone.vlm
-    # Its forward is the faster one everywhere, and it takes a mask that is made once.
-    vlm.set_attn_implementation({"text_config": "sdpa"})
+    if vlm.config.get_text_config()._attn_implementation not in ATTENTION:
+        vlm.set_attn_implementation({"text_config": "sdpa"})
     if dtype is not None:
         head = vlm.get_output_embeddings()
         for module in copied.modules():
