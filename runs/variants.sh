@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What each part of the recipe adds: every variant that `vita-vla ablate --list` names, at 100 finetune steps (at
+# What each part of the recipe adds: every variant of `ablate.py:VARIANTS`, at 100 finetune steps (at
 # the recipe's 300 nearly all of them succeed, which compares nothing), on the five tasks' 100 episodes.
 #
 # Hardware: two CPU cores with AMX, no GPU. Wall time: about 35 min after runs/five_tasks.sh, whose demonstrations,
