@@ -47,7 +47,7 @@ def moved_away(folder: Path):
         elsewhere.rename(folder)
 
 
-def noise_dataset(root: Path, *, cameras=(CAMERA,), actions: int = 4, size: int = 32) -> Path:
+def noise_dataset(root: Path, *, cameras=(CAMERA,), actions: int = 4, size: int = 32, fps: int = 80) -> Path:
     """Two episodes of noise in [-1, 1], without a recording's description: somebody's own data."""
     from lerobot.datasets import LeRobotDataset
 
@@ -57,7 +57,7 @@ def noise_dataset(root: Path, *, cameras=(CAMERA,), actions: int = 4, size: int 
         STATE: {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
         ACTION: {"dtype": "float32", "shape": (actions,), "names": [f"joint_{i}" for i in range(actions)]},
     }
-    dataset = LeRobotDataset.create("local/noise", 10, features, root=root, use_videos=False)
+    dataset = LeRobotDataset.create("local/noise", fps, features, root=root, use_videos=False)
     generator = np.random.default_rng(0)
     for task in ("open the door", "close the drawer"):
         for _ in range(8):
