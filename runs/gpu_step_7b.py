@@ -10,7 +10,9 @@ Expected on an H200 (141 GiB): at most the floors' samples per second; how near 
 on a GPU yet: none was at hand when this was written.
 
 Floors, per sample, computed for 556 tokens: align 8.85 TFLOP, finetune 23.46 TFLOP; 22.5 and 59.5 ms at 394
-TFLOP/s, half of what large products sustain on an H200. `plan` holds what `vita-vla plan` predicts.
+TFLOP/s, half of what large products sustain on an H200. `plan` holds what `vita-vla plan` predicts: memory,
+and the seconds of a step as the sum of its operations, each measured on the same device; `error` is how far
+both are from what was measured.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
 from datetime import date
@@ -31,7 +34,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
-from lerobot_policy_vita_vla.training.plan_model import Task  # noqa: E402
+from lerobot_policy_vita_vla.training.plan import update_seconds  # noqa: E402
+from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task  # noqa: E402
 from lerobot_policy_vita_vla.training.plan_step import Options, record_step  # noqa: E402
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder  # noqa: E402
 from lerobot_policy_vita_vla.vla.align import align_loss  # noqa: E402
@@ -60,7 +64,6 @@ FLOORS = {
     "align": {"tflop": 8.85, "ms": 22.5, "samples_per_second": 44.5},
     "finetune": {"tflop": 23.46, "ms": 59.5, "samples_per_second": 16.8},
 }
-INSTRUCTION = "pick up the black bowl between the plate and the ramekin and place it on the plate"
 S, A, T, E, CAMERAS = 8, 7, 3, 1024, 2
 
 
@@ -128,9 +131,11 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
         num_queries=T,
         decoder=network.decoder.config(),
     )
-    planned = record_step(
-        task, Options(stage, batch_size, vlm_dtype="bfloat16", dtype="bfloat16", on_gpu=device == "cuda")
-    )
+    on_gpu = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else None
+    options = Options(stage, batch_size, vlm_dtype="bfloat16", dtype="bfloat16", on_gpu=on_gpu)
+    planned = record_step(task, options)
+    predicted = update_seconds(planned, options, device)
     best = min(seconds)
     result = {
         "batch_size": batch_size,
@@ -138,8 +143,16 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
         "trainable_parameters": sum(counts.values()),
         "seconds": seconds,
         "samples_per_second": batch_size / best,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
-        "plan": {"peak_gib": planned.peak / 2**30, "tflop_per_sample": planned.flops / batch_size / 1e12},
+        "peak_gib": peak / 2**30 if on_gpu else None,
+        "plan": {
+            "peak_gib": planned.peak / 2**30,
+            "seconds": predicted,
+            "tflop_per_sample": planned.flops / batch_size / 1e12,
+        },
+        "error": {
+            "memory": abs(planned.peak / peak - 1) if on_gpu else None,
+            "seconds": abs(predicted / statistics.median(seconds) - 1),
+        },
     }
     if not tiny:
         floor = FLOORS[stage]

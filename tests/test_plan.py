@@ -244,14 +244,6 @@ def test_the_verb_prints_flags_or_says_that_nothing_fits(capsys):
     assert "nothing fits" in text and "2 pictures" in text and "in 2 turns" in text
 
 
-def test_times_on_this_machine_count_every_operation(small):
-    step = record_step(small[1], Options("align", 2, dtype="float32", on_gpu=False))
-    seconds = list(plan.operation_seconds(step, "cpu"))
-    assert len(seconds) == len(step.calls) and min(seconds) > 0
-    assert sum(seconds) > step.calls.total() * plan.python_seconds() > 0
-    assert plan.update_time(step, "cpu") > 0
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -283,4 +275,6 @@ def test_the_gpu_run_works_in_tiny_shapes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
     assert found["align"]["samples_per_second"] > 0
+    # The operations were measured on this machine, as `--gpu cpu` does.
+    assert all(found[stage]["plan"]["seconds"] > 0 for stage in ("align", "finetune"))
     assert found["finetune"]["trainable_parameters"] > found["align"]["trainable_parameters"]

@@ -29,7 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lerobot_policy_vita_vla.training.plan_model import Task, make_network, parts
 from lerobot_policy_vita_vla.training.plan_record import Cost, Operation, Recorder, shape_of
-from lerobot_policy_vita_vla.training.plan_vision import image_encoder
+from lerobot_policy_vita_vla.training.plan_vision import image_encoder, picture_bytes
 from lerobot_policy_vita_vla.vla.backbone import checkpoint_gradients
 from lerobot_policy_vita_vla.vla.caches import PrefixCache, PrefixDone
 from lerobot_policy_vita_vla.vla.wrap_units import block_classes
@@ -130,8 +130,10 @@ def record_step(task: Task, options: Options) -> Step:
             # As the policy does, backward runs outside: casts that it does not need are gone by then.
             with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bfloat16"):
                 loss = _forward(network, decoder, task, size, trains)
-            kept = recorder.alive
+            kept, forward = recorder.alive, recorder.peak
+            recorder.peak = recorder.alive
             loss.backward()
+            backward = recorder.peak
         gradients = sum(p.grad.nbytes for p in learned if p.grad is not None)
         largest = max(p.nbytes for p in learned)
         unit = _largest_unit(network.vlm)
@@ -140,19 +142,20 @@ def record_step(task: Task, options: Options) -> Step:
     states = 2 * gradients
     # torch's loop over parameters holds one update at a time, its fused list all of them.
     update = gradients + (gradients if options.on_gpu else 2 * largest)
-    # The camera's pictures and what the VLM's processor makes of them.
-    pictures = 2 * 4 * size * task.pixels
-    running = max(recorder.peak, vision_peak) + pictures
+    # The batch holds its pictures throughout, the forward pass what the VLM's processor made of them.
+    batch, prepared = picture_bytes(network.vlm, task, size)
+    before = max(forward, vision_peak) + prepared
+    running = max(before, backward)
     if options.accumulation > 1:
         running += gradients  # those of the earlier batches
     if options.devices > 1 and not options.sharded:
         running, update = running + gradients, update + gradients  # DDP's buckets
-    peak = weights + states + max(running, update)
+    peak = weights + states + batch + max(running, update)
     if options.sharded:
         n = options.devices
         held = (weights + states + gradients) // n
         # Two units are whole at a time, the running one and the next; one gradient is.
-        peak = held + max(recorder.peak - gradients, vision_peak) + pictures + 3 * unit
+        peak = held + batch + max(before, backward - gradients) + 3 * unit
         weights, gradients, states = weights // n, gradients // n, states // n
     return Step(
         weights=weights,
