@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from pyarrow import parquet
 
 from lerobot_policy_vita_vla.contracts import EXECUTED_ACTION, PRIVILEGED_STATE
 from lerobot_policy_vita_vla.conventions import RecordingInfo
@@ -117,14 +120,28 @@ class Recording:
         return self.layout.tasks[int(self._columns["task_index"][first])]
 
     def _pictures(self, row: int) -> dict[str, np.ndarray]:
-        frame = self._dataset[row]
-        return {
-            key: (frame[key].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for key in self.cameras
-        }
+        if self.layout.keys("video"):
+            frame = self._dataset[row]
+            numbers = {key: frame[key].permute(1, 2, 0).numpy() * 255 for key in self.cameras}
+            return {key: picture.round().astype(np.uint8) for key, picture in numbers.items()}
+        # Files inside parquet are at hand at once, where opening the whole dataset takes a second.
+        for path in self.layout.data_files:
+            file = parquet.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                if row < (count := file.metadata.row_group(group).num_rows):
+                    stored = file.read_row_group(group, columns=self.cameras).slice(row, 1).to_pylist()[0]
+                    return {key: _decoded(stored[key]["bytes"]) for key in self.cameras}
+                row -= count
+        raise ValueError(
+            f"{self.root} has no frame {row} behind its last one: vita-vla demos check {self.root}"
+        )
 
     @cached_property
     def _dataset(self):
-        # Pictures may be PNG files inside parquet or frames of a video: LeRobot reads both.
         from lerobot.datasets import LeRobotDataset
 
         return LeRobotDataset(f"local/{self.root.name}", root=self.root)
+
+
+def _decoded(file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))

@@ -99,6 +99,10 @@ def judge_pictures(
     for ours, theirs in names.items():
         drawn = Conversion(meaning, world).pictures(played.pictures[0][ours])
         found = match_picture(episode.pictures[0][theirs], drawn)
+        if fits and found.expected > limit and 1 in played.pictures:
+            later = Conversion(meaning, world).pictures(played.pictures[1][ours])
+            if picture_difference(episode.pictures[0][theirs], later) <= limit:
+                continue  # the right picture at the wrong time, which is judged below
         where = f"{theirs} in episode {episode.index}"
         meaning = _judge_orientation(report, meaning, found, where, limit)
     if not fits or {"image_orientation", "pictures", "colour_order", "image_size"} & set(report.broken):
