@@ -116,6 +116,15 @@ def test_the_floors_of_the_paper_size_come_out():
     assert flops.cached_step(text, 552, 4) < flops.naive_step(text, 552, 4) / 1.8
 
 
+def test_a_gpus_limit_stands_beside_the_step_and_a_cpu_has_none(monkeypatch):
+    figures = {"headline": {"x": "something"}, "x": 1}
+    assert flops.beside_peak(figures, 1e12, 0.5, "cpu") == figures
+    monkeypatch.setattr(flops, "matmul_peak", lambda device: 8e12)
+    found = flops.beside_peak(figures, 1e12, 0.5, "cuda")
+    assert found["share_of_peak"] == 0.25 and found["tflops"] == 2.0
+    assert all(key in found for key in found["headline"])
+
+
 def test_the_verb_lists_and_refuses(capsys, tmp_path):
     assert cli.main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES
 from lerobot_policy_vita_vla.demos.fingerprint import fingerprint
 from lerobot_policy_vita_vla.training.frame_cache import CachedDataset
-from lerobot_policy_vita_vla.training.launch import reads_pictures
+from lerobot_policy_vita_vla.training.launch import reads_pictures, refuse_augmented
 from lerobot_policy_vita_vla.training.teacher_features import add_teacher_features
 from lerobot_policy_vita_vla.training.vision_features import store_vision
 from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
@@ -233,3 +233,15 @@ def test_pictures_are_left_out_only_where_nobody_reads_them(made, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"align_weight": 0.5}))
     assert reads_pictures(["--policy.stage=finetune", f"--policy.path={tmp_path}", demos, vision])
     assert reads_pictures(["--policy.stage=finetune", "--policy.vision_features=null", demos])
+
+
+def test_lerobots_transforms_are_refused_beside_stored_features(made):
+    enabled = "--dataset.image_transforms.enable=true"
+    vision = "--policy.vision_features=x"
+    taught, demos = (f"--dataset.root={root}" for root in (made.taught, made.demos))
+    refuse_augmented([enabled, demos])
+    refuse_augmented([taught, vision])
+    with pytest.raises(ValueError, match="but policy.vision_features were computed"):
+        refuse_augmented([enabled, demos, vision])
+    with pytest.raises(ValueError, match="but observation.teacher_features were computed"):
+        refuse_augmented([enabled, taught])

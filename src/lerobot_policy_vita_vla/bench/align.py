@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     teaching = with_teacher["ratios"]["teacher in every step/precomputed"]
     pairs = zip(gradients["naive"], gradients["cached"], strict=True)
     work = _work(network, shape, seen, ways)
-    return {
+    figures = {
         "dtype": args.dtype,
         "setting": (
             f"{args.shape} with random weights, two images of {shape.image_tokens} tokens, "
@@ -108,7 +108,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "work": work,
         "shape": shape.to_dict(),
         "batch_size": batch_size,
-    } | flops.share_of_peak(flops.count(ways["cached"]), steps["sides"]["cached"]["median_s"], args.device)
+    }
+    seconds = steps["sides"]["cached"]["median_s"]
+    return flops.beside_peak(figures, flops.count(ways["cached"]), seconds, args.device)
 
 
 def _work(network: Any, shape: random_vlm.Shape, seen: students.Inputs, ways: dict) -> dict[str, Any]:

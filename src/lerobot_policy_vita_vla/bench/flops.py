@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 FUSED_BACKWARD = 2.5
 """Work of a fused attention's backward over its forward: it computes the scores again."""
@@ -156,6 +157,13 @@ def matmul_peak(device: str = "cuda", *, size: int = 8192, seconds: float = 1.0)
     return done * 2 * size**3 / (time.perf_counter() - start)
 
 
+PEAK_HEADLINE = {
+    "peak_tflops": "TFLOP/s that large bfloat16 products sustain here",
+    "tflops": "TFLOP/s of the step",
+    "share_of_peak": "share of that limit which the step reaches",
+}
+
+
 def share_of_peak(work: float, seconds: float, device: str) -> dict[str, float]:
     """How much of a GPU's measured limit a step reaches; nothing on a CPU.
 
@@ -172,3 +180,10 @@ def share_of_peak(work: float, seconds: float, device: str) -> dict[str, float]:
     peak = matmul_peak(device)
     reached = work / seconds
     return {"peak_tflops": peak / 1e12, "tflops": reached / 1e12, "share_of_peak": reached / peak}
+
+
+def beside_peak(figures: dict[str, Any], work: float, seconds: float, device: str) -> dict[str, Any]:
+    """A benchmark's figures with `share_of_peak` among them and in their headline, on a GPU."""
+    found = share_of_peak(work, seconds, device)
+    headline = figures["headline"] | {key: PEAK_HEADLINE[key] for key in found}
+    return figures | found | {"headline": headline}

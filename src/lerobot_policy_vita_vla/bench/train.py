@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ratio = found["ratios"][f"{name}/ours"]
         figures |= {key: ratio["median"], f"{key}_low": ratio["low"], f"{key}_high": ratio["high"]}
     seconds = found["sides"]["ours"]["median_s"]
-    return figures | flops.share_of_peak(work["step"], seconds, args.device)
+    return flops.beside_peak(figures, work["step"], seconds, args.device)
 
 
 def _features(image: int) -> tuple[dict, dict]:

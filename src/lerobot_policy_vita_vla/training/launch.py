@@ -21,6 +21,8 @@ from lerobot_policy_vita_vla.training.sharding import check_fsdp_request
 
 COMMAND_FILE = "command.txt"
 LOG_FILE = "train_log.jsonl"
+NOTHING = (None, "null", "None")
+"""How a path that is not set is written on the command line."""
 
 
 def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None = None) -> Path:
@@ -44,6 +46,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
     if str(output_dir) == "." and not resuming:
         raise ValueError("training needs a folder for its results: pass --output_dir=work/my_run/align")
     check_fsdp_request()
+    refuse_augmented(argv)
     if resuming:
         output_dir, checkpoint = _run_of_checkpoint(_argument(argv, "config_path"))
         given = _argument(argv, "batch_size")
@@ -101,7 +104,7 @@ def reads_pictures(argv: list[str]) -> bool:
 
     Anything that is not said on the command line counts as reading them.
     """
-    if _argument(argv, "policy.vision_features") in (None, "null", "None"):
+    if _argument(argv, "policy.vision_features") in NOTHING:
         return True
     stage, weight = _argument(argv, "policy.stage") or "align", _argument(argv, "policy.align_weight")
     if weight is None and (start := _argument(argv, "policy.path")):
@@ -109,8 +112,29 @@ def reads_pictures(argv: list[str]) -> bool:
         weight = json.loads(saved.read_text()).get("align_weight") if saved.is_file() else 1.0
     if stage != "align" and not float(weight or 0.0):
         return False
+    return not _has_teacher_features(argv)
+
+
+def refuse_augmented(argv: list[str]) -> None:
+    """Raise ValueError where LeRobot would augment pictures whose features were computed before.
+
+    The policy refuses its own random shifts by itself; of LeRobot's transforms it knows nothing.
+    """
+    if _argument(argv, "dataset.image_transforms.enable") != "true":
+        return
+    stored = [name for name in ("policy.vision_features",) if _argument(argv, name) not in NOTHING]
+    stored += [TEACHER_FEATURES] if _has_teacher_features(argv) else []
+    if stored:
+        raise ValueError(
+            f"--dataset.image_transforms.enable=true changes pictures at random, but {' and '.join(stored)} "
+            "were computed of the pictures as they are: leave the transforms out, or train without the "
+            "stored features (--policy.vision_features=null, and the demonstrations they were added to)"
+        )
+
+
+def _has_teacher_features(argv: list[str]) -> bool:
     info = Path(_argument(argv, "dataset.root") or "") / "meta" / "info.json"
-    return not info.is_file() or TEACHER_FEATURES not in json.loads(info.read_text())["features"]
+    return info.is_file() and TEACHER_FEATURES in json.loads(info.read_text())["features"]
 
 
 def _argument(argv: list[str], name: str) -> str | None:
