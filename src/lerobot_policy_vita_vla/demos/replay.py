@@ -27,7 +27,12 @@ from lerobot_policy_vita_vla.demos.replay_data import RecordedEpisode, Recording
 from lerobot_policy_vita_vla.demos.replay_pictures import judge_pictures
 from lerobot_policy_vita_vla.demos.replay_play import Assumption, Played, assumptions, play
 from lerobot_policy_vita_vla.demos.replay_report import BROKEN, CONFIRMED, UNDECIDED, ReplayReport
-from lerobot_policy_vita_vla.demos.replay_start import find_starts, judge_start, judge_state_rotation
+from lerobot_policy_vita_vla.demos.replay_start import (
+    blame_start,
+    find_starts,
+    judge_start,
+    judge_state_rotation,
+)
 from lerobot_policy_vita_vla.demos.simulator import Simulator, open_simulator
 
 DECLARED = "declared"
@@ -128,6 +133,7 @@ class _Judge:
             )
         for judge in (judge_state_rotation, judge_pictures):
             self.meaning = judge(self.report, self.meaning, self.sim, episode, played, fits)
+        blame_start(self.report, start)
 
     def finish(self, seconds: float) -> ReplayReport:
         """The report, with what would have to be declared."""

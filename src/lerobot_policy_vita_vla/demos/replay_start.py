@@ -144,6 +144,29 @@ def judge_start(
         )
 
 
+def blame_start(report: ReplayReport, start: Hashable) -> None:
+    """Say that another start was recorded where the first numbers fit and nothing else does.
+
+    A state may hold the robot alone, as LIBERO's does, which begins alike from every seed; where things stand
+    shows in the first picture, before any action, and in what happens when they are touched.
+
+    Args:
+        report: ``trajectory`` and ``pictures`` become ``initial_state`` if both are broken.
+        start: The one whose first numbers fitted.
+    """
+    verdicts = report.verdicts
+    if {"trajectory", "pictures"} <= set(report.broken) and verdicts["initial_state"].status == CONFIRMED:
+        seen, moved = verdicts.pop("pictures"), verdicts.pop("trajectory")
+        report.add(
+            "initial_state",
+            BROKEN,
+            f"the first numbers are those of start {start}, but {seen.found}, and {moved.found}: things "
+            "stand elsewhere than this start puts them",
+            "record again with this version of the simulator, or with the seeds of meta/vita_vla.json; if "
+            f"the scene is the same: {seen.fix}",
+        )
+
+
 def _search(
     simulator: Simulator, episode: RecordedEpisode, meaning: Conventions, starts: list[Hashable]
 ) -> Guess:
