@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
+from replay_otherwise import executed_again
 
 from lerobot_policy_vita_vla.conventions import ORIENTATIONS, Conventions, RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.conversion import (
@@ -24,11 +25,9 @@ from lerobot_policy_vita_vla.conversion import (
     read_rotation,
     write_rotation,
 )
-from lerobot_policy_vita_vla.demos import replay_libero, replay_metaworld
 from lerobot_policy_vita_vla.demos import scenes as suites
 from lerobot_policy_vita_vla.demos.dataset import DatasetWriter
 from lerobot_policy_vita_vla.demos.expert import Attempt, Demonstration, Disturbance, demonstrate
-from lerobot_policy_vita_vla.demos.metaworld import SceneEnv
 from lerobot_policy_vita_vla.demos.replay import replay
 from lerobot_policy_vita_vla.demos.replay_report import ReplayReport
 from lerobot_policy_vita_vla.demos.scenes import LIBERO, METAWORLD, Scenes
@@ -84,13 +83,13 @@ class Bench:
             conventions=conventions.to_dict() if self.protocol else {},
         )
 
-    def demonstrations(
-        self, *, settle_steps: int | None = None, control_hz: float | None = None
-    ) -> dict[str, Demonstration]:
-        """One demonstration per task, at the suite's own settle steps and rate or at others."""
+    def demonstrations(self) -> dict[str, Demonstration]:
+        """One demonstration per task."""
         found = {}
         for task in self.tasks:
-            scene = self._otherwise(task, settle_steps, control_hz)
+            scene = suites.make_scene(
+                self.scenes.name, task, quality="light", observation_size=self.size, protocol=self.protocol
+            )
             attempt = Attempt(
                 task=task,
                 number=0,
@@ -98,7 +97,7 @@ class Bench:
                 quality="light",
                 observation_size=self.size,
                 disturbance=Disturbance(levels=(self.scenes.noise[1],)),
-                max_steps=300,
+                max_steps=280,
                 tail_steps=self.tail,
                 folder="",
                 suite=self.scenes.name,
@@ -124,7 +123,7 @@ class Bench:
         self, case: Case, sound: dict[str, Demonstration], root: Path, simulator: Simulator | None = None
     ) -> ReplayReport:
         """Make the case's dataset at ``root`` and replay it, in a simulator that is open already or anew."""
-        demos = self.demonstrations(**case.otherwise) if case.otherwise else sound
+        demos = executed_again(self, sound, **case.otherwise) if case.otherwise else sound
         self.write(root, {task: case.change(demo) for task, demo in demos.items()})
         case.edit(root)
         opened = simulator or open_simulator(RecordingInfo.load(root))
@@ -134,42 +133,6 @@ class Bench:
             if simulator is None:
                 opened.close()
 
-    def _otherwise(self, task: str, settle_steps: int | None, control_hz: float | None):
-        # The suite's scene as another recorder might run it.
-        if self.scenes is METAWORLD:
-            substeps = round(replay_metaworld.PHYSICS_HZ / (control_hz or METAWORLD.control_hz))
-            return OtherwiseMetaworld(
-                task, observation_size=self.size, settle_steps=settle_steps or 0, substeps=substeps
-            )
-        from lerobot_policy_vita_vla.demos.libero import LiberoScene
-
-        scene = LiberoScene(task, protocol=PROTOCOL, quality="light", observation_size=self.size)
-        if settle_steps is not None:
-            scene.protocol = replace(scene.protocol, settle_steps=settle_steps)
-        if control_hz:
-            scene.rendering = False
-            scene.reset(seed=self.seed)  # builds the simulator
-            replay_libero.set_control_rate(scene, control_hz)
-        return scene
-
-
-class OtherwiseMetaworld(SceneEnv):
-    """Meta-World with other settle steps and another number of physics steps per action."""
-
-    def __init__(self, task: str, *, settle_steps: int = 0, substeps: int = 5, **look):
-        super().__init__(task, **look)
-        self.settle_steps, self.substeps = settle_steps, substeps
-
-    def _ensure_env(self) -> None:
-        super()._ensure_env()
-        self._env.frame_skip = self.substeps
-
-    def reset(self, seed=None, **kwargs):
-        answer = super().reset(seed=seed, **kwargs)
-        for _ in range(self.settle_steps):
-            self.step(np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32))
-        return (self.observation(), answer[1]) if self.settle_steps else answer
-
 
 @dataclass
 class Case:
@@ -178,7 +141,7 @@ class Case:
     Args:
         convention: What the replay must call broken; empty for the sound recording.
         change: Demonstration -> changed demonstration.
-        otherwise: Arguments of `Bench.demonstrations`: the recording is made anew.
+        otherwise: Arguments of `executed_again`: the same actions in a simulator that is set otherwise.
         edit: What is done to the finished dataset's folder.
         settings: What the replay must say is to be set; None where that does not mend it.
         tasks: Tasks in which it shows, where it does not in all.
