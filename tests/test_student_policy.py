@@ -220,6 +220,14 @@ def test_queue_and_ensembling(paths):
     torch.testing.assert_close(second, mean)
 
 
+def test_execution_may_start_at_a_later_action(paths):
+    """The paper's code on CALVIN executes the second action of every chunk."""
+    policy, batches = student(paths, n_action_steps=1, execute_from=1).eval(), [make_batch(0), make_batch(1)]
+    chunks = [policy.predict_action_chunk(batch) for batch in batches]
+    got = [policy.select_action(batch) for batch in batches]
+    assert all(torch.equal(action, chunk[:, 1]) for action, chunk in zip(got, chunks, strict=True))
+
+
 def test_padded_steps_do_not_change_the_finetune_loss(paths):
     policy, batch = student(paths, stage="only_finetune"), make_batch()
     loss = policy(batch)[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class ChunkExecutor:
         self.chunk_size, self.n_action_steps, self.ensemble_coeff = chunk_size, n_action_steps, ensemble_coeff
         self.execute_from = execute_from
         self.reset()
+
+    @classmethod
+    def of(cls, config: Any) -> ChunkExecutor:
+        """As a policy's settings say; one that has no ``execute_from`` starts at the first action."""
+        return cls(
+            chunk_size=config.chunk_size,
+            n_action_steps=config.n_action_steps,
+            ensemble_coeff=config.temporal_ensemble_coeff,
+            execute_from=getattr(config, "execute_from", 0),
+        )
 
     def reset(self) -> None:
         """Forget all predictions; call at the start of an episode."""

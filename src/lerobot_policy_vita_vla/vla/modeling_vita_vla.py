@@ -188,14 +188,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forget all predictions and observations; call at the start of an episode."""
-        config = self.config
         self._memory: Memory | None = None
-        self._executor = ChunkExecutor(
-            chunk_size=config.chunk_size,
-            n_action_steps=config.n_action_steps,
-            ensemble_coeff=config.temporal_ensemble_coeff,
-            execute_from=config.execute_from,
-        )
+        self._executor = ChunkExecutor.of(self.config)
 
     @property
     def _no_split_modules(self) -> list[str]:

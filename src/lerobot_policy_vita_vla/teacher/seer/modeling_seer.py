@@ -110,11 +110,7 @@ class SeerPolicy(PreTrainedPolicy):
         """Forget history and pending actions; called at the start of an episode."""
         config = self.config
         self._history = ObservationHistory(n_obs_steps=config.n_obs_steps, keys=(*config.cameras, STATE))
-        self._executor = ChunkExecutor(
-            chunk_size=config.chunk_size,
-            n_action_steps=config.n_action_steps,
-            ensemble_coeff=config.temporal_ensemble_coeff,
-        )
+        self._executor = ChunkExecutor.of(config)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
