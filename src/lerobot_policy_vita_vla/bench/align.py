@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
 from lerobot_policy_vita_vla.vla.align import align_loss
+from lerobot_policy_vita_vla.vla.pictures import StoredPictures, embed_pictures
 
 LARGEST_ERROR = 0.02
 """By which the counted work may differ from the formulas."""
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="bfloat16 runs under autocast (default: %(default)s)",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "eager", "sdpa"),
+        default="auto",
+        help="of the VLM in all sides; auto is the student's default, on a CPU eager in the language model",
+    )
     parser.set_defaults(rounds=5)
 
 
@@ -46,28 +53,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.toy:
         shape, batch_size = shape.toy(), 2
     torch.manual_seed(0)
-    network = students.network(shape, "align", args.device)
+    network = students.network(shape, "align", args.device, args.attention)
     seen = students.inputs(shape.image, batch_size=batch_size).to(args.device)
     teacher = _teacher(shape.image, args.device)
     learns = [p for p in network.parameters() if p.requires_grad]
 
-    def step(cached: bool, targets: Callable[[], Tensor]) -> list[Tensor]:
+    def step(cached: bool, targets: Callable[[], Tensor], pictures: Any = seen.images) -> list[Tensor]:
         network.backbone.cached = cached
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            features = network.features(seen.images, seen.tasks, seen.state)
+            features = network.features(pictures, seen.tasks, seen.state)
         return torch.autograd.grad(align_loss(features, targets(), kind="mse")[0], learns)
 
     def stored() -> Tensor:
         return seen.target
 
     ways = {"naive": lambda: step(False, stored), "cached": lambda: step(True, stored)}
+    pictures = _stored_pictures(network, seen, args)
+    without_encoder = {"cached, vision features stored": lambda: step(True, stored, pictures)}
     saved, gradients = {}, {}
     for way, call in ways.items():
         count = students.SavedBytes(network)
         with count.hooks:
             gradients[way] = call()
         saved[way] = count.total
-    steps = harness.side_by_side(ways, rounds=args.rounds)
+    steps = harness.side_by_side(ways | without_encoder, rounds=args.rounds)
     with_teacher = harness.side_by_side(
         {
             "teacher in every step": lambda: step(True, lambda: teacher(seen)),
@@ -76,20 +85,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rounds=args.rounds,
     )
     speedup = steps["ratios"]["naive/cached"]
+    encoded = steps["ratios"]["naive/cached, vision features stored"]
     teaching = with_teacher["ratios"]["teacher in every step/precomputed"]
     pairs = zip(gradients["naive"], gradients["cached"], strict=True)
+    network.backbone.vlm.set_attn_implementation("eager")  # the CPU's fused one is not counted
     work = _work(network, shape, seen, ways)
     figures = {
         "dtype": args.dtype,
         "setting": (
             f"{args.shape} with random weights, two images of {shape.image_tokens} tokens, "
-            f"{work['prefix']} tokens of prompt in all, batch {batch_size}."
+            f"{work['prefix']} tokens of prompt in all, batch {batch_size}, attention {args.attention}."
         ),
         "comparisons": {"an align step": steps, "an align step with a teacher": with_teacher},
         "headline": {
             "align_speedup": "align step, naive / cached prefix, time",
             "align_memory_ratio": "align step, naive / cached prefix, memory kept for backward",
             "align_grad_diff": "largest relative difference of their gradients",
+            "align_stored_speedup": "align step, naive / cached prefix and stored vision features, time",
             "align_teacher_speedup": "align step, teacher in every step / precomputed features, time",
             "align_flop_ratio": "align step, naive / cached prefix, work of the language model",
             "align_flop_error": "largest error of the formulas against the counted work",
@@ -99,6 +111,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "align_speedup_high": speedup["high"],
         "align_memory_ratio": saved["naive"] / saved["cached"],
         "align_grad_diff": max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs),
+        "align_stored_speedup": encoded["median"],
+        "align_stored_speedup_low": encoded["low"],
+        "align_stored_speedup_high": encoded["high"],
         "align_teacher_speedup": teaching["median"],
         "align_teacher_speedup_low": teaching["low"],
         "align_teacher_speedup_high": teaching["high"],
@@ -111,6 +126,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     seconds = steps["sides"]["cached"]["median_s"]
     return flops.beside_peak(figures, flops.count(ways["cached"]), seconds, args.device)
+
+
+def _stored_pictures(network: Any, seen: students.Inputs, args: argparse.Namespace) -> StoredPictures:
+    """The images' embeddings, as `training.vision_features` stores them."""
+    prompts = network.backbone.prompts
+    with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        made = embed_pictures(network.backbone.vlm, prompts.pixels(seen.images), len(seen.tasks))
+    return StoredPictures(made, tuple(tuple(image.shape[-2:]) for image in seen.images))
 
 
 def _work(network: Any, shape: random_vlm.Shape, seen: students.Inputs, ways: dict) -> dict[str, Any]:

@@ -44,10 +44,21 @@ def spec() -> ActionSpec:
     return ActionSpec(tuple("abcdefg"), (0.0,) * ACTION, (1.0,) * ACTION, (ACTION - 1,))
 
 
-def network(shape: random_vlm.Shape, stage: str, device: str = "cpu") -> VitaVLANetwork:
-    """A student with random weights in a stage, float32, with the attention that it has by default there."""
+def network(
+    shape: random_vlm.Shape, stage: str, device: str = "cpu", attention: str = "auto"
+) -> VitaVLANetwork:
+    """A student with random weights in a stage, float32.
+
+    Args:
+        shape: Its VLM.
+        stage: What learns.
+        device: Where it runs.
+        attention: As ``--policy.attn_implementation``.
+    """
     vlm, processor = random_vlm.build(shape)
-    if device == "cpu":
+    if attention != "auto":
+        vlm.set_attn_implementation(attention)
+    elif device == "cpu":
         vlm.set_attn_implementation(CPU_ATTENTION)
     backbone = VLMBackbone(vlm, processor)
     made = VitaVLANetwork(
