@@ -253,6 +253,7 @@ def test_the_verb_prints_flags_or_says_that_nothing_fits(capsys):
         (["--vlm", "mini", "--gpu-memory", "8", "--n-obs-steps", "0"], "--n-obs-steps must be at least 1"),
         (["--vlm", "nowhere", "--gpu-memory", "8"], "neither 'mini', an existing folder nor a hub id"),
         (["--policy", "nowhere", "--gpu-memory", "8"], "--policy nowhere: no such folder"),
+        (["--policy", "run", "--gpu-memory", "8", "--image-px", "96"], "leave --image-px out"),
     ],
 )
 def test_bad_input_is_explained(flags, message, capsys):

@@ -9,6 +9,16 @@ from vita_vla_cli.verbs import finish_verb, new_verb
 
 GPUS = ("rtx3090", "rtx4090", "l40s", "a100", "h100", "h200")
 """Keys of `training.plan.DEVICES`; help must not wait for torch."""
+OF_THE_ROBOT = {
+    "cameras": (2, "how many there are"),
+    "image_px": (256, "side of a camera's picture"),
+    "state_dim": (8, "numbers of the state"),
+    "action_dim": (7, "numbers of an action"),
+    "chunk_size": (3, "actions that the teacher predicts"),
+    "width": (1024, "of the teacher's features"),
+    "n_obs_steps": (1, "time steps that the student reads"),
+}
+"""What a checkpoint says itself: default and meaning."""
 
 
 def add(verbs: argparse._SubParsersAction, name: str) -> None:
@@ -37,19 +47,9 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     p.add_argument("--gpu", choices=(*GPUS, "cuda", "cpu"), help="whose speed, and memory unless given")
     p.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of one device")
     p.add_argument("--gpus", type=int, default=1, help="devices (default: %(default)s)")
-    p.add_argument("--cameras", type=int, default=2, help="with --vlm (default: %(default)s)")
-    p.add_argument("--image-px", type=int, default=256, help="with --vlm: of a camera (default: %(default)s)")
-    p.add_argument("--state-dim", type=int, default=8, help="with --vlm (default: %(default)s)")
-    p.add_argument("--action-dim", type=int, default=7, help="with --vlm (default: %(default)s)")
-    p.add_argument(
-        "--chunk-size", type=int, default=3, help="with --vlm: the teacher's (default: %(default)s)"
-    )
-    p.add_argument(
-        "--width", type=int, default=1024, help="with --vlm: the teacher's features (default: %(default)s)"
-    )
-    p.add_argument(
-        "--n-obs-steps", type=int, default=1, help="with --vlm: time steps it reads (default: %(default)s)"
-    )
+    for name, (default, meaning) in OF_THE_ROBOT.items():
+        flag = f"--{name.replace('_', '-')}"
+        p.add_argument(flag, type=int, help=f"with --vlm: {meaning} (default: {default})")
     finish_verb(p, run, hub=True)
 
 
@@ -57,19 +57,14 @@ def run(args: argparse.Namespace) -> int:
     """Plan and print; 1 where nothing fits."""
     from lerobot_policy_vita_vla.training import plan, plan_model
 
-    for flag in (
-        "batch_size",
-        "gpus",
-        "cameras",
-        "image_px",
-        "state_dim",
-        "action_dim",
-        "chunk_size",
-        "width",
-        "n_obs_steps",
-    ):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
+    robot = {name: getattr(args, name) for name in OF_THE_ROBOT}
+    given = {name: value for name, value in robot.items() if value is not None}
+    for name, value in {"batch_size": args.batch_size, "gpus": args.gpus, **given}.items():
+        if value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.policy and given:
+        flag = f"--{next(iter(given)).replace('_', '-')}"
+        raise ValueError(f"{flag} goes with --vlm; with --policy the checkpoint says it: leave {flag} out")
     gib = _memory(args, plan.DEVICES)
     if args.policy:
         from vita_vla_cli.training_line import checkpoint_folder
@@ -77,16 +72,8 @@ def run(args: argparse.Namespace) -> int:
         fix = "vita-vla align --demos DEMOS --teacher TEACHER_RUN"
         task = plan_model.task_of_policy(Path(checkpoint_folder(args.policy, flag="--policy", fix=fix)))
     else:
-        task = plan_model.task_of_vlm(
-            args.vlm,
-            cameras=args.cameras,
-            image_px=args.image_px,
-            state_dim=args.state_dim,
-            action_dim=args.action_dim,
-            chunk_size=args.chunk_size,
-            width=args.width,
-            n_obs_steps=args.n_obs_steps,
-        )
+        defaults = {name: default for name, (default, _) in OF_THE_ROBOT.items()}
+        task = plan_model.task_of_vlm(args.vlm, **defaults | given)
     rows = plan.plan(
         task, stage=args.stage, batch_size=args.batch_size, gib=gib, devices=args.gpus, speed=args.gpu
     )
