@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What training and starting cost, by `vita-vla bench`: results/bench/, docs/performance.md, results/summary.json
+# What training and starting cost, by `vita-vla bench`: results/bench/, docs/performance.md, results/summary.json.
 #
 # Hardware: two CPU cores, otherwise idle. Wall time: about fifteen minutes.
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""`vita-vla vlm pretrain` and `vita-vla vlm convert`."""
+"""`vita-vla vlm pretrain` and `vita-vla vlm convert`; `vita-vla vlm features` is declared in features.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     p = new_verb(
         verbs,
         name,
-        "Make the mini VLM that ships with the package again, or convert VITA-1.5 for transformers.",
+        "Make the mini VLM again, convert VITA-1.5 for transformers, or encode pictures once.",
         "vita-vla vlm pretrain --out work/mini_vlm",
         examples="vita-vla align --demos work/first/demos --teacher work/first/teacher --vlm work/mini_vlm",
     )
