@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from engine_helpers import TASKS, S, make_network, observe
 from lerobot_policy_vita_vla.vla.engine import TEXT_LENGTHS, TOLERANCE, Engine, padded_length
+from lerobot_policy_vita_vla.vla.engine_network import PatchProduct, cuts_into_patches
 from lerobot_policy_vita_vla.vla.engine_pictures import Unfit, restate
 from lerobot_policy_vita_vla.vla.lora import add_adapters
 
@@ -73,6 +74,28 @@ def test_under_autocast_kept_casts_change_no_bit():
     found, wanted = both(engine, observe(2, 2), torch.bfloat16)
     # Kernels over other numbers of rows may round otherwise; the features of one row must not.
     assert relative(found, wanted) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("convolution", "shape"),
+    [
+        (torch.nn.Conv2d(3, 5, 4, stride=4), (2, 3, 12, 17)),
+        (torch.nn.Conv2d(3, 5, (4, 2), stride=(4, 2), padding="valid", bias=False), (2, 3, 8, 8)),
+        (torch.nn.Conv3d(3, 5, (2, 4, 4), stride=(2, 4, 4), bias=False), (7, 3, 2, 4, 4)),
+    ],
+)
+def test_a_product_over_patches_is_the_convolution(convolution, shape):
+    assert cuts_into_patches(convolution)
+    pixels = torch.rand(shape)
+    with torch.no_grad():
+        wanted, found = convolution(pixels), PatchProduct(convolution)(pixels)
+    assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"dilation": 2}, {"groups": 2}])
+def test_other_convolutions_stay_what_they_are(options):
+    assert not cuts_into_patches(torch.nn.Conv2d(4, 4, 4, **{"stride": 4} | options))
+    assert not cuts_into_patches(torch.nn.Linear(4, 4))
 
 
 def test_without_a_state_encoder():
@@ -175,7 +198,7 @@ def test_every_product_is_in_bfloat16_from_state_to_action(dtype):
         engine.act(*seen)
         for way, tree in (("plain", network), ("engine", engine._copy)):
             for module in tree.modules():
-                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | PatchProduct):
                     module.register_forward_hook(
                         lambda module, args, out, way=way: kinds.setdefault(way, []).append(out.dtype)
                     )
