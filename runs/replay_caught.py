@@ -49,7 +49,7 @@ MARGIN_TASKS = {
         *BENCHES["metaworld"].tasks, "plate-slide-v3", "button-press-topdown-v3", "door-unlock-v3",
         "drawer-open-v3",
     ),
-    "libero": (*BENCHES["libero"].tasks, "libero_object_1", "libero_spatial_0"),
+    "libero": (*BENCHES["libero"].tasks, "libero_object_1", "libero_spatial_1"),
 }  # fmt: skip
 OTHER_RATE = {"metaworld": 100.0, "libero": 25.0}
 """The nearest one that the simulator can run at."""

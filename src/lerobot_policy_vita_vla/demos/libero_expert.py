@@ -18,7 +18,7 @@ from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, 
 from lerobot_policy_vita_vla.demos.libero_world import SPACING, World
 
 TRIES = 3
-"""Grasps of a thing before giving up."""
+"""Grasps of a thing, and attempts at a goal, before giving up."""
 
 LIFTED = 0.02
 """Metres that a thing must have risen to count as held."""
@@ -43,9 +43,6 @@ UPRIGHT = -0.99
 
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
-
-SHELF_HEIGHT = 0.9
-"""Regions of the table lie here."""
 
 
 def unknown_goals(goals: list[list[str]]) -> list[str]:
@@ -82,7 +79,11 @@ class Expert:
     def _solve(self):
         # What is to be closed in the end is filled before.
         for goal in sorted(self.world.goals, key=lambda goal: goal[0].lower() == "close"):
-            if not self.world.holds(goal) and not (yield from self._skill(*goal)):
+            for _ in range(TRIES):
+                # What slipped on its way is picked up where it fell.
+                if self.world.holds(goal) or ((yield from self._skill(*goal)) and self.world.holds(goal)):
+                    break
+            else:
                 break
         while True:
             yield self.arm.command()
@@ -135,7 +136,8 @@ class Expert:
     def _onto_region(self, name: str, region: str) -> Motion:
         world = self.world
         centre, owner = world.site(region), world.region_owner(region)
-        base = SHELF_HEIGHT if owner is None else centre[2]
+        # A region of the table has no height of its own; the thing stands on the same table.
+        base = world.points(name)[:, 2].min() if owner is None else centre[2]
         on_top = "top_side" in region
         if owner is not None and (on_top or "cook" in region):
             shape = world.points(owner)
@@ -245,9 +247,11 @@ class Expert:
         def over(z: float) -> np.ndarray:
             return np.array([*(world.hand[:2] + xy - world.position(name)[:2]), z])
 
-        travel = world.hand[2]
+        travel, below = world.hand[2], world.hand[2] - world.position(name)[2]
         yield from arm.servo(over(travel), tolerance=0.015, steps=80)
         yield from arm.servo(over(travel), steps=20)
+        if world.hand[2] - world.position(name)[2] > below + LIFTED:
+            return False
         for _ in range(3):
             drop = world.points(name)[:, 2].min() - height
             if drop < 0.006:

@@ -123,7 +123,11 @@ def _across(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
 
 def _knob(points: np.ndarray, top: float) -> np.ndarray:
     # The part of a lid's knob that the fingers hold; other parts may reach as high, a handle for instance.
-    centre = points[points[:, 2] > top - 0.003, :2].mean(axis=0)
+    # Empty where what is highest is no knob but a whole side.
+    highest = points[points[:, 2] > top - 0.003, :2]
+    if np.ptp(highest, axis=0).max() > 3 * KNOB:
+        return np.zeros((0, 3))
+    centre = highest.mean(axis=0)
     near = np.linalg.norm(points[:, :2] - centre, axis=1) < 2 * KNOB
     return points[near & (np.abs(points[:, 2] - top + KNOB) < KNOB - 0.002)]
 
