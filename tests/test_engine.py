@@ -13,7 +13,7 @@ from lerobot_policy_vita_vla.vla.engine_network import PatchProduct, cuts_into_p
 from lerobot_policy_vita_vla.vla.engine_pictures import Unfit, restate
 from lerobot_policy_vita_vla.vla.lora import add_adapters
 
-FAMILIES = ("smolvlm", "idefics3", "internvl", "qwen2_5_vl")
+FAMILIES = ("smolvlm", "idefics3", "internvl", "qwen2_5_vl", "vita_vl")
 DEEPER = {"smolvlm": {"num_hidden_layers": 3}, "internvl": {"num_hidden_layers": 3}, "qwen2_5_vl": {}}
 LOGGER = "lerobot_policy_vita_vla.vla.engine"
 TYPES = {
