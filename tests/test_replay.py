@@ -18,6 +18,8 @@ from lerobot_policy_vita_vla.demos.check import check_dataset
 from lerobot_policy_vita_vla.demos.replay import replay
 from lerobot_policy_vita_vla.demos.replay_metaworld import MetaworldSimulator, metaworld_conventions
 from lerobot_policy_vita_vla.demos.replay_pictures import match_picture
+from lerobot_policy_vita_vla.demos.replay_report import ReplayReport
+from lerobot_policy_vita_vla.demos.replay_start import blame_start
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD
 from lerobot_policy_vita_vla.demos.simulator import open_simulator
 from replay_helpers import ToyArm, record_toy
@@ -176,6 +178,19 @@ def test_two_broken_conventions_are_told_apart(tmp_path):
     assert sorted(report.broken) == ["action_rotation", "gripper", "image_orientation"]
     assert "rotation" not in report.verdicts["gripper"].fix
     assert report.settings == {**truth, "image_orientation": "mirrored"}
+
+
+def test_a_start_that_only_looks_right_in_the_robots_own_numbers_is_called_another_start():
+    report = ReplayReport("somewhere")
+    report.add("initial_state", "confirmed", "start ('libero_goal_0', 7)")
+    report.add("trajectory", "BROKEN", "states leave the recorded ones at frame 62", "compare")
+    blame_start(report, 7)
+    assert report.broken == ["trajectory"], "the pictures do not say that things stand elsewhere"
+    report.add("pictures", "BROKEN", "the first picture is 9 grey levels off", "check the camera")
+    blame_start(report, 7)
+    assert report.broken == ["initial_state"]
+    found = report.verdicts["initial_state"]
+    assert "frame 62" in found.found and "9 grey levels" in found.found and "check the camera" in found.fix
 
 
 # --- pictures
