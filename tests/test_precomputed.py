@@ -12,6 +12,8 @@ from lerobot.datasets import LeRobotDataset
 from safetensors.torch import save_file
 
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES
+from lerobot_policy_vita_vla.demos.check import check_dataset
+from lerobot_policy_vita_vla.demos.findings import ERROR
 from lerobot_policy_vita_vla.demos.fingerprint import fingerprint
 from lerobot_policy_vita_vla.training.frame_cache import CachedDataset
 from lerobot_policy_vita_vla.training.launch import reads_pictures, refuse_augmented
@@ -152,6 +154,11 @@ def test_the_copy_keeps_everything_else(made):
     assert fingerprint(made.taught) == fingerprint(made.demos)
     assert dataset(made.taught).meta.features[TEACHER_FEATURES]["shape"] == (T * E,)
     assert len(dataset(made.taught)) == 8
+    stats = dataset(made.taught).meta.stats[TEACHER_FEATURES]
+    column = batch(made.taught, range(8))[TEACHER_FEATURES].numpy()
+    np.testing.assert_allclose(stats["mean"], column.mean(0), rtol=1e-4, atol=1e-5)
+    assert stats["count"] == [8] and stats["std"].shape == (T * E,)
+    assert not [f.what for f in check_dataset(made.taught) if f.level == ERROR]
     assert not made.taught.with_name("taught.partial").exists()
 
 

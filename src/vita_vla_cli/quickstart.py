@@ -5,10 +5,9 @@
                               '--> only_finetune ^
 
 Each step is `vita-vla ...` in a process of its own: what the reader sees is what the reader can type. Steps
-below each other in the drawing run at the same time, half of the cores each: a second core makes a small
-model's training step less than half again as fast. Both finetunes read the frozen image encoder's features,
-which are the larger half of an align step and a third of theirs; align itself, which sees no picture twice,
-does not wait for them.
+below each other in the drawing run at the same time, half of the cores each: the small tensors of a mini VLM
+use a second core badly. Both finetunes read the frozen image encoder's features, which are a large part of
+their steps; align itself, which sees no picture twice, does not wait for them.
 """
 
 from __future__ import annotations

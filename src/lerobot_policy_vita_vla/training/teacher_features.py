@@ -81,6 +81,7 @@ def add_teacher_features(
     column = (found, {"dtype": "float32", "shape": (size,), "names": None})
     add_features(dataset, {TEACHER_FEATURES: column}, output_dir=partial, repo_id=f"local/{out.name}")
     _keep_our_files(demos, partial)
+    _add_statistics(partial, found)
     record = {"teacher": teacher_hash(teacher), "dataset": fingerprint(demos), "cameras": cameras}
     (partial / TEACHER_RECORD).write_text(json.dumps(record, indent=1) + "\n")
     if fingerprint(partial) != record["dataset"]:
@@ -90,6 +91,17 @@ def add_teacher_features(
         )
     partial.rename(out)
     return out
+
+
+def _add_statistics(copy: Path, values: np.ndarray) -> None:
+    """LeRobot copies the statistics of what was there and leaves the new column without."""
+    from lerobot.datasets.compute_stats import get_feature_stats
+
+    file = copy / "meta" / "stats.json"
+    stats = json.loads(file.read_text())
+    found = get_feature_stats(values, axis=0, keepdims=False)
+    stats[TEACHER_FEATURES] = {name: np.asarray(value).tolist() for name, value in found.items()}
+    file.write_text(json.dumps(stats, indent=4) + "\n")
 
 
 def _keep_our_files(demos: Path, copy: Path) -> None:

@@ -67,7 +67,7 @@ def add_vlm(parts: argparse._SubParsersAction) -> None:
 
 def _common(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch-size", type=int, default=64, help="frames at once (default: %(default)s)")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+    p.add_argument("--device", help="cpu, cuda, mps (default: the best one there is, as in training)")
 
 
 def _teacher(args: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def _teacher(args: argparse.Namespace) -> int:
         args.demos,
         args.teacher,
         args.out,
-        device=args.device,
+        device=_device(args),
         batch_size=args.batch_size,
         limit_gib=free_memory_gib() / 2,
     )
@@ -101,10 +101,16 @@ def _vlm(args: argparse.Namespace) -> int:
         args.out,
         vlm=args.vlm,
         dtype=args.dtype or fast_dtype(args.device),
-        device=args.device,
+        device=_device(args),
         batch_size=args.batch_size,
         disk_share=args.disk_share,
         limit_gib=free_memory_gib() / 2,
     )
     print(f"vision features: {made}; use them with --policy.vision_features={made}")
     return 0
+
+
+def _device(args: argparse.Namespace) -> str:
+    from lerobot.utils.device_utils import auto_select_torch_device
+
+    return args.device or auto_select_torch_device().type
