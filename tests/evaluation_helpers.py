@@ -16,7 +16,7 @@ class LookingPredictor:
 
     policy_type, fingerprint = "looking", "looking-1"
     n_action_steps, ensemble_coeff, n_obs_steps, uses_images = None, None, 1, True
-    execute_from = 0
+    execute_from, rounds = 0, False
 
     def __init__(self, **settings):
         self.calls: list[int] = []

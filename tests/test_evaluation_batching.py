@@ -35,6 +35,13 @@ def test_rows_that_feel_other_instructions_share_calls_only_with_their_own():
     assert plan == (4, False, False, (1, 2, 4))
 
 
+def test_a_policy_that_rounds_is_not_trusted_with_mixed_instructions():
+    plan, _ = settle_batch(LookingPredictor().predict, MANIFEST, 4, history=1, rounds=True)
+    assert plan == (4, False, False, (1, 2, 4))
+    alike = short_manifest().__class__(**{**vars(MANIFEST), "episodes": MANIFEST.episodes[:1]})
+    assert settle_batch(LookingPredictor().predict, alike, 4, history=1, rounds=True)[0].mixed_tasks
+
+
 def test_calls_are_filled_up_to_the_numbers_of_rows_that_give_the_same_bits():
     # A kernel for few rows that rounds otherwise.
     few = Leaky(lambda rows: len(rows) < 4)

@@ -185,6 +185,17 @@ def test_a_slot_keeps_its_task_then_opens_another_then_helps():
     assert queue.next(last.task) is None
 
 
+def test_slots_of_a_process_play_few_tasks_at_a_time_while_these_last():
+    manifest = make_manifest("door-open,drawer-open,window-open,reach", 5)
+    queue = EpisodeQueue(manifest.episodes, open_tasks=2)
+    tasks = [queue.next(None, home).task for home in (0, 1) * 4]
+    assert tasks == ["door-open-v3", "drawer-open-v3"] * 4
+    # One episode of each is left, which its own slots will take: the next slots begin others.
+    assert [queue.next(None, home).task for home in (0, 1)] == ["window-open-v3", "reach-v3"]
+    few = EpisodeQueue(make_manifest("door-open,drawer-open,window-open,reach", 1).episodes, open_tasks=2)
+    assert len({few.next(None, home).task for home in (0, 1, 0, 1)}) == 4
+
+
 def test_a_slot_helps_first_where_its_own_process_plays_already():
     manifest = make_manifest("door-open,drawer-open,window-open", 6)
     queue = EpisodeQueue(manifest.episodes)

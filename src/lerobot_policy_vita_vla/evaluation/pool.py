@@ -33,9 +33,15 @@ class EpisodeQueue:
     A slot keeps its task while that has episodes; then it takes a task that nobody has begun, or helps with
     the one that has most left, first among those that its own process plays: there a further simulator is
     cheap (`demos.metaworld_pictures`).
+
+    Args:
+        episodes: In the order in which they are wanted.
+        open_tasks: Tasks after which a slot rather helps in its own process than begins another one: rows of
+            one instruction fill an inference call. None: no limit.
     """
 
-    def __init__(self, episodes: Iterable[Episode]):
+    def __init__(self, episodes: Iterable[Episode], open_tasks: int | None = None):
+        self._open_tasks = open_tasks
         self._pending: dict[str, list[Episode]] = {}
         for episode in episodes:
             self._pending.setdefault(episode.task, []).append(episode)
@@ -53,7 +59,8 @@ class EpisodeQueue:
             shared = [name for name, left in self._pending.items() if len(left) >= SHARE_FROM]
             at_home = [name for name in shared if home in self._homes.get(name, ())]
             most = max(at_home or shared, key=lambda name: len(self._pending[name]), default=None)
-            task = fresh[0] if fresh else most
+            enough = self._open_tasks is not None and len(self._pending) - len(fresh) >= self._open_tasks
+            task = fresh[0] if fresh and not (enough and at_home) else most
         if task is None:
             return None
         self._homes.setdefault(task, set()).add(home)

@@ -45,6 +45,8 @@ class ChunkPredictor(Protocol):
     """Index in a chunk of the first action to execute."""
     n_obs_steps: int
     uses_images: bool
+    rounds: bool
+    """Computes in half precision (`batching.settle_batch`)."""
     fingerprint: str
     """Tells two policies apart when an evaluation continues."""
 
@@ -106,6 +108,12 @@ class PolicyPredictor:
         # Our own policies can be told to ignore the picture (blind baselines); then nothing needs to be
         # drawn.
         self.uses_images = bool(self._cameras) and getattr(config, "use_images", True)
+        half = (torch.bfloat16, torch.float16)
+        self.rounds = (
+            getattr(config, "use_amp", False)
+            or getattr(config, "dtype", None) in ("bfloat16", "float16")
+            or any(parameter.dtype in half for parameter in policy.parameters())
+        )
         # Our policies keep a history of their own behind `predict_action_chunk`; this one takes it from the
         # batch.
         with_history = self.n_obs_steps > 1 and hasattr(policy, "chunk_of_history")

@@ -158,7 +158,8 @@ def evaluate(
     threads_before = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(threads)
-    queue, room = EpisodeQueue(record.remaining()), _picture_bytes(manifest, _history(policy))
+    queue = EpisodeQueue(record.remaining(), math.ceil(workers * envs_per_worker / rows))
+    room = _picture_bytes(manifest, _history(policy))
     try:
         with WorkerPool(workers, envs_per_worker, suite=manifest.suite, picture_bytes=room) as pool:
             # The simulators import, and the first ones are built, while the policy loads.
@@ -194,7 +195,9 @@ def _settings(manifest: Manifest, **settings: Any) -> Settings:
 def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, BatchPlan]:
     if predictor == EXPERT:
         return None, _settings(manifest, uses_images=False, expert=True), BatchPlan(1, True, False)
-    plan, (_, chunk_size, action_dim) = settle_batch(predictor.predict, manifest, rows, predictor.n_obs_steps)
+    plan, (_, chunk_size, action_dim) = settle_batch(
+        predictor.predict, manifest, rows, predictor.n_obs_steps, rounds=predictor.rounds
+    )
     if action_dim != (takes := scenes_of(manifest.suite).action_dim):
         raise ValueError(f"the policy gives {action_dim} numbers per action, {manifest.suite} takes {takes}")
     settings = _settings(
