@@ -72,7 +72,18 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
             "b.convert_peak_gib": "VITA-1.5 conversion, peak memory in GiB (two shards: 9.06)",
             "b.plan_error": "largest error of planned memory or time, share of the measured value",
             "c.seer_layouts": "layouts of Seer's released checkpoints imported key by key, of 3",
-            "c.replay_caught": "broken conventions that a replay on Meta-World catches, of 22",
+            "c.replay_caught": "broken conventions that a replay on Meta-World and LIBERO catches, of 47",
+        },
+    ),
+    (
+        "Speed: ratios, both sides in turns in one run",
+        {
+            "d.align_speedup": "align step, naive / cached prefix",
+            "d.align_memory_ratio": "the same, memory kept for backward",
+            "d.infer_vs_smolvla": "an action chunk, SmolVLA / our student on the same VLM, CPU, bfloat16",
+            "d.infer_vs_smolvla_no_vision": "the same without the image encoder",
+            "d.eval_vs_lerobot_eval": "episodes per hour, `vita-vla eval` / `lerobot-eval`",
+            "d.quickstart_minutes": "`make quickstart` on two cores, minutes",
         },
     ),
 )
