@@ -14,6 +14,7 @@ import pytest
 
 from vita_vla_cli import cli, quickstart, training_line
 from vita_vla_cli.recipe import FULL
+from vita_vla_cli.verbs import bench
 from vita_vla_cli.verbs import quickstart as quickstart_verb
 
 ROOT = Path(__file__).parents[1]
@@ -78,8 +79,18 @@ def test_command_lines_of_ours_parse():
         except SystemExit:
             pytest.fail(f"{page}: vita-vla {shlex.join(arguments)}")
         assert hasattr(args, "run"), (page, arguments)
+        if arguments[0] == "bench":
+            extra = unknown_to_benchmarks(args.names, extra)
+            assert not extra, (page, extra)
         assert args.takes_lerobot_flags or not extra, (page, extra)
         training_line.check_extra(extra)
+
+
+def unknown_to_benchmarks(names: list[str], flags: list[str]) -> list[str]:
+    """What none of the named benchmarks declares."""
+    for name in names:
+        flags = bench._own_parser(name).parse_known_args(flags)[1]
+    return flags
 
 
 def test_make_targets_exist():
@@ -161,7 +172,7 @@ def test_flags_of_lerobot_lines_exist(lerobot, program):
 def test_lerobot_flags_passed_through_our_verbs_exist(lerobot):
     parser = cli.build_parser()
     for page, arguments in commands("vita-vla"):
-        if "--help" in arguments or names_only_a_verb(parser, arguments):
+        if "--help" in arguments or arguments[0] == "bench" or names_only_a_verb(parser, arguments):
             continue
         args, extra = parser.parse_known_args(arguments)
         kind = "seer" if arguments[0] == "teacher" else "vita_vla"

@@ -117,6 +117,9 @@ class Policy:
     def eval(self):
         return self
 
+    def parameters(self):
+        return iter(())
+
     def reset(self):
         pass
 
