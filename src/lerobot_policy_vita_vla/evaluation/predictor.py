@@ -23,7 +23,7 @@ from lerobot_policy_vita_vla.conversion import Conversion
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD, STATE, Scenes, scenes_of
 from lerobot_policy_vita_vla.evaluation.checks import conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
-from lerobot_policy_vita_vla.teacher.load import locate_checkpoint
+from lerobot_policy_vita_vla.teacher.load import checkpoint_fingerprint, locate_checkpoint
 
 PICTURE = "pixels"
 """With `STATE`, the keys of Meta-World's observations: (h, w, 3) uint8 and (S,) float; with H > 1, (H, h, w,
@@ -205,7 +205,7 @@ def load_predictor(
     return PolicyPredictor(
         policy,
         *processors,
-        fingerprint=fingerprint(folder),
+        fingerprint=checkpoint_fingerprint(folder),
         n_action_steps=n_action_steps,
         temporal_ensemble_coeff=temporal_ensemble_coeff,
         conversion=conversion_of(read_recording(folder), manifest),
@@ -232,21 +232,8 @@ def checkpoint_folder(path: str | Path) -> Path:
     return Path(snapshot_download(str(path)))
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over a checkpoint's weights, configuration and processors."""
-    digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
-        # Not part of what acts, and rewritten by a mere copy of the checkpoint.
-        if file.name == "train_config.json":
-            continue
-        digest.update(file.name.encode())
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 def state_fingerprint(policy: torch.nn.Module) -> str:
-    """The same for a policy in memory: SHA-256 over its weights."""
+    """As `checkpoint_fingerprint` for a policy in memory: SHA-256 over its weights."""
     digest = hashlib.sha256(type(policy).__name__.encode())
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(name.encode())

@@ -35,12 +35,12 @@ from lerobot_policy_vita_vla.evaluation.pool import EpisodeQueue, WorkerPool
 from lerobot_policy_vita_vla.evaluation.predictor import (
     ChunkPredictor,
     checkpoint_folder,
-    fingerprint,
     load_predictor,
     read_recording,
 )
 from lerobot_policy_vita_vla.evaluation.record import RunRecord
 from lerobot_policy_vita_vla.evaluation.worker import Settings
+from lerobot_policy_vita_vla.teacher.load import checkpoint_fingerprint
 
 SCENE_KEYS = ("suite", "protocol", "quality", "observation_size", "episode_length")
 """What worker settings take over from the manifest."""
@@ -231,7 +231,9 @@ def _history(policy: str | Path | ChunkPredictor) -> int:
 def _fingerprint(policy: str | Path | ChunkPredictor) -> str:
     if policy == EXPERT:
         return EXPERT
-    return fingerprint(checkpoint_folder(policy)) if isinstance(policy, str | Path) else policy.fingerprint
+    if isinstance(policy, str | Path):
+        return checkpoint_fingerprint(checkpoint_folder(policy))
+    return policy.fingerprint
 
 
 def _delete_results(folder: Path) -> None:

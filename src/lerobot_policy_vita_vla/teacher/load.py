@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -46,6 +47,25 @@ def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teache
         ", ".join(teacher.cameras),
     )
     return teacher
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights, configuration and processors: what it computes.
+
+    LeRobot's policies keep their normalisation beside the weights, ours inside.
+
+    Args:
+        folder: A ``pretrained_model`` folder.
+    """
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.json"))):
+        # Paths and budgets, not part of what acts, and rewritten by a mere copy of the checkpoint.
+        if file.name == "train_config.json":
+            continue
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def find_pretrained_model(path: str | Path) -> Path:

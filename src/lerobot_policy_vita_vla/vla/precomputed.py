@@ -40,18 +40,9 @@ def teacher_hash(path: str | Path) -> str:
     Args:
         path: Its run or checkpoint folder.
     """
-    from lerobot_policy_vita_vla.teacher.load import find_pretrained_model
+    from lerobot_policy_vita_vla.teacher.load import checkpoint_fingerprint, find_pretrained_model
 
-    folder = find_pretrained_model(path)
-    digest = hashlib.sha256()
-    # LeRobot's policies keep their normalisation beside the weights, ours inside. train_config.json holds
-    # paths and budgets, which say nothing about what the teacher computes.
-    for file in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
-        if file.name != "train_config.json":
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+    return checkpoint_fingerprint(find_pretrained_model(path))
 
 
 def vision_hash(backbone: VLMBackbone, dtype: str) -> str:
