@@ -5,8 +5,8 @@ import torch
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig
 from torch import nn
 
+from lerobot_policy_vita_vla.optimizer import FusedAdamWConfig, can_fuse
 from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
-from lerobot_policy_vita_vla.vla.optimizer import FusedAdamWConfig, can_fuse
 
 
 def trained(config, steps=5):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig, OptimizerParams
 
-from lerobot_policy_vita_vla.vla.optimizer import can_fuse, is_sharded
+from lerobot_policy_vita_vla.optimizer import can_fuse, is_sharded
 
 
 class AccumulatingAdamW(torch.optim.AdamW):

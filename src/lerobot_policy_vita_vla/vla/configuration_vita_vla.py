@@ -12,8 +12,8 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES, reasons_shown
+from lerobot_policy_vita_vla.optimizer import FusedAdamWConfig
 from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
-from lerobot_policy_vita_vla.vla.optimizer import FusedAdamWConfig
 from lerobot_policy_vita_vla.vla.presets import preset_values
 from lerobot_policy_vita_vla.vla.schedule import WarmupDecayConfig
 from lerobot_policy_vita_vla.vla.settings_checks import check_settings

@@ -10,6 +10,7 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.chunking import check_chunking
 from lerobot_policy_vita_vla.contracts import GRIPPER_KINDS, PRIVILEGED_STATE, TEACHER_FEATURES, reasons_shown
+from lerobot_policy_vita_vla.optimizer import FusedAdamWConfig
 from lerobot_policy_vita_vla.teacher.seer.presets import PRESETS, SeerPreset
 
 DTYPES = ("float32", "bfloat16")
@@ -232,7 +233,9 @@ class SeerConfig(PreTrainedConfig):
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """AdamW (paper section 4)."""
-        return AdamWConfig(lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm)
+        return FusedAdamWConfig(
+            lr=self.lr, weight_decay=self.weight_decay, grad_clip_norm=self.grad_clip_norm
+        )
 
     def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
         """Linear warm-up over ``warmup_fraction`` of the run, cosine decay over all of it."""
