@@ -28,8 +28,10 @@ side_by_side() {  # two trainings at once, one thread each, where there is no GP
   local first=$1 second=$2
   if [ "$SIZE" = gpu ]; then $first && $second; return; fi
   OMP_NUM_THREADS=1 $first > "$RUN/$first.log" 2>&1 &
-  local running=$!
-  OMP_NUM_THREADS=1 $second > "$RUN/$second.log" 2>&1 && wait "$running"
+  local running=$! failed=
+  OMP_NUM_THREADS=1 $second > "$RUN/$second.log" 2>&1 || failed=$second
+  wait "$running" || failed=$first
+  [ -z "$failed" ] || { tail -n 5 "$RUN/$failed.log" >&2; echo "error: $failed, see $RUN/$failed.log" >&2; exit 1; }
 }
 teacher() { train teacher teacher --steps $TEACHER; }
 blind() { train blind_teacher teacher --steps $TEACHER --policy.use_images=false; }

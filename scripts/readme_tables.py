@@ -152,8 +152,8 @@ def file_map_text() -> str:
     parts = [
         "# File map\n\nWritten by `scripts/readme_tables.py` from the files' own docstrings. "
         "Imports go one way, which a test enforces:\n\n"
-        "    contracts, conventions, ema, optimizer, chunking <- demos <- teacher <- vla <- evaluation, training "
-        "<- bench <- cli"
+        "    contracts, conventions, ema, optimizer, chunking <- demos <- teacher <- vla "
+        "<- evaluation, training <- bench <- cli"
     ]
     for folder in FOLDERS:
         lines = [

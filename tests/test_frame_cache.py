@@ -1,5 +1,7 @@
 """The frame cache yields what LeRobot's own reader yields, in the same order."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,24 @@ def test_too_large_or_transformed_datasets_keep_lerobots_loader(root):
     loader = DataLoader(dataset, batch_size=2)
     prepared = FrameCacheAccelerator(limit_gib=1.0, cpu=True).prepare(loader)
     assert prepared.dataset is dataset
+
+
+def test_reading_pictures_takes_little_more_memory_than_they_do(tmp_path):
+    size, count = 256, 40
+    feature = {"dtype": "image", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
+    dataset = LeRobotDataset.create(
+        "local/cache", FPS, {"observation.image": feature}, root=tmp_path / "large", use_videos=False
+    )
+    for shade in range(count):
+        picture = np.full((size, size, 3), shade, dtype=np.uint8)
+        dataset.add_frame({"observation.image": picture, "task": "push"})
+    dataset.save_episode()
+    dataset.finalize()
+    dataset = LeRobotDataset("local/cache", root=tmp_path / "large", return_uint8=True)
+    pictures = count * size * size * 3
+    tracemalloc.start()
+    column = CachedDataset(dataset).columns["observation.image"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert column[:, 0, 0, 0].tolist() == list(range(count))
+    assert pictures < peak < 1.5 * pictures

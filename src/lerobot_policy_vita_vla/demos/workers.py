@@ -11,6 +11,9 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
+POLITE = 10
+"""Added to a worker's niceness."""
+
 
 @contextmanager
 def worker_pool(workers: int, preload: str) -> Iterator[Executor]:
@@ -54,6 +57,10 @@ class _InThisProcess(Executor):
 def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent decides, workers finish the episode they are at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent writes one episode after the other, and the recording waits for it: where cores are few,
+    # workers step back.
+    if hasattr(os, "nice"):
+        os.nice(POLITE)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

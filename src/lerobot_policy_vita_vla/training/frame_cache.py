@@ -103,18 +103,27 @@ class CachedDataset(Dataset):
         return column.float() if column.is_floating_point() else column
 
     def _decode_images(self, key: str) -> torch.Tensor:
-        # The table's own storage: encoded bytes, so that decoding can be spread over threads.
-        cells = self.reader.hf_dataset.data.column(key).to_pylist()
-        if len(cells) != self.length:
-            cells = [cells[i] for i in self.reader.hf_dataset._indices.column(0).to_pylist()]
+        # The table's own storage: encoded bytes, so that decoding can be spread over threads. Each picture
+        # goes to its place at once: a list of them, stacked and turned, would need three times the memory.
+        cells, indices = self.reader.hf_dataset.data.column(key), self.reader.hf_dataset._indices
+        rows = range(self.length) if indices is None else indices.column(0).to_pylist()
 
-        def decode(cell: dict) -> np.ndarray:
+        def decode(row: int) -> np.ndarray:
+            cell = cells[row].as_py()
             source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-            return np.asarray(Image.open(source).convert("RGB"))
+            return np.asarray(Image.open(source).convert("RGB")).transpose(2, 0, 1)
+
+        first = decode(rows[0])
+        frames = np.empty((self.length, *first.shape), np.uint8)
+
+        def place(number: int) -> None:
+            frames[number] = decode(rows[number])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            frames = list(pool.map(decode, cells, chunksize=64))
-        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+            # Iterated over, or an error would be lost.
+            for _ in pool.map(place, range(self.length), chunksize=64):
+                pass
+        return torch.from_numpy(frames)
 
     def _decode_videos(self, key: str, shape: tuple) -> torch.Tensor:
         """Every episode once, front to back: the decoder's cheap direction."""
