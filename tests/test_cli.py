@@ -98,8 +98,8 @@ def test_quickstart_compares_only_what_differs_in_alignment(tmp_path):
     two_stage, alone = steps["finetune"], steps["only_finetune"]
     for flag in ("--steps", "--batch-size", "--lr", "--seed"):
         assert two_stage[two_stage.index(flag) + 1] == alone[alone.index(flag) + 1]
-    evaluated = steps["eval"]
-    assert [Path(p).name for p in evaluated[1:5]] == ["teacher", "align", "only_finetune", "finetune"]
+    evaluated = [*steps["eval"][1:4], *steps["eval_finetune"][1:2]]
+    assert [Path(p).name for p in evaluated] == ["teacher", "align", "only_finetune", "finetune"]
 
 
 def test_recording_and_evaluation_seeds_do_not_meet():

@@ -1,13 +1,13 @@
 """The whole pipeline as a list of the user's own commands, each skipped when it is done already.
 
-    demos -> teacher -> align ---> finetune ------> eval (4 policies, one manifest) -> report
-                    '-> vision -'                '-> agreement ---------------------'
-                              '--> only_finetune ^
+    demos --> teacher --> align ----------> finetune -----> eval_finetune --> report
+         '--> vision ---> only_finetune --> eval            agreement
 
 Each step is `vita-vla ...` in a process of its own: what the reader sees is what the reader can type. Steps
 below each other in the drawing run at the same time, half of the cores each: the small tensors of a mini VLM
-use a second core badly. Both finetunes read the frozen image encoder's features, which are a large part of
-their steps; align itself, which sees no picture twice, does not wait for them.
+use a second core badly. Both finetunes read the frozen image encoder's features (vision), which are a large
+part of their steps; align itself sees no picture twice and does without. All policies play the episodes of
+one manifest: the two evaluations are one that does not wait for the last training.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
     vision = run / "vision"
     stored = (f"--policy.vision_features={vision}",)
     teacher = ("--teacher", str(run / "teacher"))
-    policies = ("teacher", "align", "only_finetune", "finetune")
+    first, last = ("teacher", "align", "only_finetune"), "finetune"
     return [
         Step(
             "demos",
@@ -66,30 +66,23 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             train("teacher", "teacher"),
             ("demos",),
             (run / "teacher",),
-        ),
-        Step(
-            "align",
-            train("align", "align", *teacher),
-            ("demos", "teacher"),
-            (run / "align",),
             beside=True,
             threads=half,
         ),
         Step(
             "vision",
             ("vlm", "features", "--demos", str(demos), "--out", str(vision), *on),
-            # Not the teacher, but beside align: the teacher's step makes better use of a second core.
-            ("demos", "teacher"),
+            ("demos",),
             (vision,),
             (run / "vision.partial",),
             beside=True,
             threads=half,
         ),
         Step(
-            "finetune",
-            (*train("finetune", "finetune", "--from", str(run / "align")), *stored),
-            ("demos", "align", "vision"),
-            (run / "finetune",),
+            "align",
+            train("align", "align", *teacher),
+            ("demos", "teacher"),
+            (run / "align",),
             beside=True,
             threads=half,
         ),
@@ -102,31 +95,47 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             threads=half,
         ),
         Step(
+            "finetune",
+            (*train("finetune", "finetune", "--from", str(run / "align")), *stored),
+            ("demos", "align", "vision"),
+            (run / "finetune",),
+            beside=True,
+            threads=half,
+        ),
+        Step(
             "eval",
-            ("eval", *(str(run / p) for p in policies), "--run", str(run), "--tasks", tasks)
+            ("eval", *(str(run / p) for p in first), "--run", str(run), "--tasks", tasks)
             + ("--episodes", str(recipe.eval_episodes), "--seed", str(recipe.eval_seed))
             + ("--size", str(recipe.observation_size), "--quality", recipe.quality)
-            + ("--episode-length", str(recipe.episode_length), "--workers", str(recipe.workers), *on),
-            policies,
-            (manifest, run / "eval"),
+            + (
+                "--episode-length",
+                str(recipe.episode_length),
+                "--workers",
+                str(min(half, recipe.workers)),
+                *on,
+            ),
+            first,
+            (manifest, *(run / "eval" / p for p in first)),
+            resumes=True,
+            beside=True,
+            threads=half,
+        ),
+        Step(
+            "eval_finetune",
+            ("eval", str(run / last), "--run", str(run), "--workers", str(recipe.workers), *on),
+            (last, "eval"),
+            (run / "eval" / last,),
             resumes=True,
             beside=True,
         ),
         Step(
             "agreement",
-            (
-                "eval",
-                *(str(run / p) for p in policies[1:]),
-                "--run",
-                str(run),
-                "--agreement",
-                str(run / "teacher"),
-            )
-            + ("--demos", str(demos), *on),
-            policies,
+            ("eval", *(str(run / p) for p in (*first[1:], last)), "--run", str(run))
+            + ("--agreement", str(run / "teacher"), "--demos", str(demos), *on),
+            (*first, last),
             (run / "agreement.json",),
             beside=True,
             threads=half,
         ),
-        Step("report", ("report", str(run)), ("eval", "agreement"), (run / "report.html",)),
+        Step("report", ("report", str(run)), ("eval", "eval_finetune", "agreement"), (run / "report.html",)),
     ]
