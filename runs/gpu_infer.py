@@ -20,7 +20,6 @@ before:
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 import torch
 
 from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.evaluation.results import write_json
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
@@ -233,8 +233,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(args.out, result, indent=1, allow_nan=False)
 
 
 if __name__ == "__main__":

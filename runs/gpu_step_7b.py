@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
+from lerobot_policy_vita_vla.evaluation.results import write_json  # noqa: E402
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
 from lerobot_policy_vita_vla.training.plan import update_seconds  # noqa: E402
 from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task  # noqa: E402
@@ -193,8 +194,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result, indent=1, allow_nan=False)
 
 
 if __name__ == "__main__":

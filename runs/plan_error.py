@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
+from lerobot_policy_vita_vla.evaluation.results import write_json  # noqa: E402
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
 from lerobot_policy_vita_vla.training.plan import operation_seconds, update_time  # noqa: E402
 from lerobot_policy_vita_vla.training.plan_model import (  # noqa: E402
@@ -263,10 +264,7 @@ def main() -> None:
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")}
         | {"python": platform.python_version()},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    half = args.out.with_suffix(".part")
-    half.write_text(json.dumps(result, indent=1) + "\n")
-    half.replace(args.out)
+    write_json(args.out, result, indent=1)
     print(f"largest error: {largest:.3f}")
 
 

@@ -21,9 +21,6 @@ from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
 from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.pictures import StoredPictures, embed_pictures
 
-LARGEST_ERROR = 0.02
-"""By which the counted work may differ from the formulas."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this benchmark."""
@@ -106,17 +103,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "align_flop_ratio": "align step, naive / cached prefix, work of the language model",
             "align_flop_error": "largest error of the formulas against the counted work",
         },
-        "align_speedup": speedup["median"],
-        "align_speedup_low": speedup["low"],
-        "align_speedup_high": speedup["high"],
+        **harness.with_interval("align_speedup", speedup),
         "align_memory_ratio": saved["naive"] / saved["cached"],
         "align_grad_diff": max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs),
-        "align_stored_speedup": encoded["median"],
-        "align_stored_speedup_low": encoded["low"],
-        "align_stored_speedup_high": encoded["high"],
-        "align_teacher_speedup": teaching["median"],
-        "align_teacher_speedup_low": teaching["low"],
-        "align_teacher_speedup_high": teaching["high"],
+        **harness.with_interval("align_stored_speedup", encoded),
+        **harness.with_interval("align_teacher_speedup", teaching),
         "align_flop_ratio": work["formula"]["naive"] / work["formula"]["cached"],
         "align_flop_error": work["error"],
         "saved_bytes": saved,

@@ -191,7 +191,7 @@ def _figures(
     }
     numbers = {}
     for key, value in ratios.items():
-        numbers |= {key: value["median"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+        numbers |= harness.with_interval(key, value)
     per_hour = {
         name: 3600 * many * tasks / found["sides"][_at(name, many)]["median_s"] for name in (OURS, whole)
     }

@@ -21,7 +21,6 @@ sides in the same second changes far less. Why medians: one interruption spoils 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import random
@@ -32,6 +31,10 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from lerobot_policy_vita_vla.evaluation.results import write_json
 
 RESAMPLES = 2000
 """Of the bootstrap (our choice: the ends of a 95 % interval are then good to about a hundredth of it)."""
@@ -112,11 +115,12 @@ def summary(seconds: list[float]) -> dict[str, Any]:
 
 def percentile(values: list[float], share: float) -> float:
     """The value below which ``share`` percent of them lie, between neighbours in proportion."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * share / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.percentile(values, share))
+
+
+def with_interval(key: str, measured: dict[str, float]) -> dict[str, float]:
+    """What `ratio` returned, under the keys of a headline figure."""
+    return {key: measured["median"], f"{key}_low": measured["low"], f"{key}_high": measured["high"]}
 
 
 def ratio(values: list[float]) -> dict[str, float]:
@@ -176,18 +180,6 @@ def write(name: str, figures: dict[str, Any], out: str | Path) -> Path:
     Returns:
         The file.
     """
-    path = Path(out) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A figure that is not a number would be no JSON, and is a mistake of the benchmark.
-    text = json.dumps(
-        {"benchmark": name} | figures | {"machine": machine(), "date": date.today().isoformat()},
-        indent=1,
-        allow_nan=False,
-    )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    record = {"benchmark": name} | figures | {"machine": machine(), "date": date.today().isoformat()}
+    # A figure that is not a number is a mistake of the benchmark.
+    return write_json(Path(out) / f"{name}.json", record, indent=1, allow_nan=False)

@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 ("infer_50_vs_smolvla", f"{THEIRS}/{LONG}", "SmolVLA / student of 50 actions with engine"),
                 ("infer_engine", f"{PLAIN}/{FAST}", "student, plain / engine"),
             ):
-                ratio, name = found["ratios"][pair_of], f"{key}{suffix}"
+                name = f"{key}{suffix}"
                 headline[name] = f"{words}, {what}, {dtype}, time"
-                figures |= {name: ratio["median"], f"{name}_low": ratio["low"], f"{name}_high": ratio["high"]}
+                figures |= harness.with_interval(name, found["ratios"][pair_of])
     headline["infer_flop_error"] = "largest error of the formula against the student's counted work"
     figures["infer_flop_error"] = figures["work"]["error"]
     counted = {side: f"{value / 1e9:.0f}" for side, value in figures["work"]["counted"].items()}

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.contracts import ActionSpec
+from lerobot_policy_vita_vla.evaluation.results import write_json
 from lerobot_policy_vita_vla.vla.engine_precision import PRECISIONS
 
 REFERENCE = {"dtype": "float32", "engine": "off", "precision": "full"}
@@ -210,9 +211,4 @@ def write_setting(folder: Path, precision: str, gates: dict[str, bool]) -> None:
             "--precision of another type, more --frames or a manifest of more episodes"
         )
     path = folder / "config.json"
-    partial = path.with_name(".config.json.part")
-    try:
-        partial.write_text(json.dumps(json.loads(path.read_text()) | {"precision": precision}, indent=4))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(path, json.loads(path.read_text()) | {"precision": precision}, indent=4)

@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": batch_size,
     }
     for key, name in (("train_vs_smolvla", "SmolVLA, VLM"), ("train_vs_smolvla_default", "SmolVLA, default")):
-        ratio = found["ratios"][f"{name}/ours"]
-        figures |= {key: ratio["median"], f"{key}_low": ratio["low"], f"{key}_high": ratio["high"]}
+        figures |= harness.with_interval(key, found["ratios"][f"{name}/ours"])
     seconds = found["sides"]["ours"]["median_s"]
     return flops.beside_peak(figures, work["step"], seconds, args.device)
 

@@ -23,13 +23,28 @@ from lerobot_policy_vita_vla.evaluation.statistics import rate_with_interval
 RUN_FILE, EPISODES_FILE, RESULT_FILE, VIDEO_FOLDER = "run.json", "episodes.jsonl", "result.json", "videos"
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON so that a reader, or a crash, never meets half a file."""
+def write_json(path: str | Path, content: Any, *, indent: int = 2, allow_nan: bool = True) -> Path:
+    """Write JSON so that a reader, or a crash, never meets half a file.
+
+    Args:
+        path: File; its folder is made where it does not exist.
+        content: What to write.
+        indent: Spaces per level.
+        allow_nan: False refuses numbers that are none (ValueError), which JSON does not know.
+
+    Returns:
+        The file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=indent, allow_nan=allow_nan) + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    draft.replace(path)
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
 
 
 def append_episode(folder: str | Path, record: dict[str, Any]) -> None:
