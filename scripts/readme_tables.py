@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: result tables of README.md and docs/file_map.md.
+"""Write the generated parts of the documentation: result tables of README.md and of pages in docs, file map.
 
     python scripts/readme_tables.py            writes them
     python scripts/readme_tables.py --check    exit code 1 if they are not what would be written
@@ -52,6 +52,28 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
         },
     ),
     (
+        "The paper's benchmarks, on scripted demonstrations: success rates",
+        {
+            "c.mt50_teacher": "Meta-World, subset of MT50: teacher",
+            "c.mt50_only_finetune": "the same, finetune only",
+            "c.mt50_two_stage": "the same, two-stage",
+            "c.mt50_blind_teacher": "the same, teacher without pictures",
+            "c.mt50_no_instruction": "the same, teacher without instruction",
+            "c.mt50_state_only": "the same, teacher without both",
+            **{
+                f"c.mt50_{key}_{group}": f"{what}, tasks called {group.replace('_', ' ')}"
+                for group in ("easy", "medium", "hard", "very_hard")
+                for key, what in (("teacher", "teacher"), ("two_stage", "two-stage"))
+            },
+            "c.libero_object_teacher": "LIBERO-Object: teacher",
+            "c.libero_object_only_finetune": "LIBERO-Object: finetune only",
+            "c.libero_object_two_stage": "LIBERO-Object: two-stage",
+            "c.libero_spatial_teacher": "LIBERO-Spatial: teacher",
+            "c.libero_spatial_only_finetune": "LIBERO-Spatial: finetune only",
+            "c.libero_spatial_two_stage": "LIBERO-Spatial: two-stage",
+        },
+    ),
+    (
         "What it costs",
         {
             "a.quickstart_minutes": "`make quickstart` on two cores, minutes",
@@ -89,6 +111,19 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
     ),
 )
 OTHERS = "Other measurements"
+
+# Tables of docs/benchmarks.md: name -> folder in results/, and label of an evaluation -> title of its column.
+STAGES = {"teacher": "teacher", "only_finetune": "finetune only", "finetune": "two-stage"}
+LACKING = {
+    "no_instruction": "teacher, no instruction",
+    "blind_teacher": "teacher, no pictures",
+    "state_only": "teacher, neither",
+}
+BENCHMARKS: dict[str, tuple[str, dict[str, str]]] = {
+    "mt50": ("mt50", STAGES | {"align": "align only"} | LACKING),
+    "libero_object": ("libero/libero_object", STAGES | {"expert": "scripted expert"}),
+    "libero_spatial": ("libero/libero_spatial", STAGES | {"expert": "scripted expert"}),
+}
 
 # Order of the file map: the flow of the pipeline, then what surrounds it.
 FOLDERS = (
@@ -233,6 +268,44 @@ def variants_text(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def tasks_text(folder: Path, labels: dict[str, str]) -> str:
+    """Success of several policies on every task of one run.
+
+    Args:
+        folder: Of a published run.
+        labels: Label of an evaluation -> title of its column.
+    """
+    found = {label: folder / "eval" / label / "result.json" for label in labels}
+    results = {label: json.loads(path.read_text()) for label, path in found.items() if path.is_file()}
+    if not results:
+        return NOT_MEASURED.capitalize() + "."
+    columns = list(results.values())
+    tasks = sorted({task for result in columns for task in result["tasks"]}, key=_natural)
+    said = _instructions()
+    rows = [["task", *(labels[label] for label in results)], ["---"] * (len(results) + 1)]
+    whole = f"all {len(tasks)}, {columns[0]['overall']['n_episodes']} episodes"
+    rows.append([whole, *(_rate(result["overall"]) for result in columns)])
+    for task in tasks:
+        name = f"`{task}`: {said[task]}" if task in said else f"`{task}`"
+        rows.append([name, *(_number(result["tasks"][task]["success_rate"]) for result in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _rate(rate: dict[str, float]) -> str:
+    return f"{_number(rate['success_rate'])} ({_number(rate['low'])} - {_number(rate['high'])})"
+
+
+def _instructions() -> dict[str, str]:
+    path = ROOT / "results" / "libero" / "experts.json"
+    tasks = json.loads(path.read_text())["tasks"] if path.is_file() else {}
+    return {name: entry["instruction"] for name, entry in tasks.items()}
+
+
+def _natural(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if number.isdigit() else (name, 0)
+
+
 def generated() -> dict[Path, str]:
     """Every generated file with the content it should have."""
     readme, schedules = ROOT / "README.md", ROOT / "docs" / "schedules.md"
@@ -243,6 +316,12 @@ def generated() -> dict[Path, str]:
     if schedules.is_file():
         table = schedules_text(ROOT / "results" / "finetune_dip" / "eval")
         pages[schedules] = between(schedules.read_text(), "schedules", table)
+    benchmarks = ROOT / "docs" / "benchmarks.md"
+    if benchmarks.is_file():
+        text = benchmarks.read_text()
+        for name, (folder, labels) in BENCHMARKS.items():
+            text = between(text, name, tasks_text(ROOT / "results" / folder, labels))
+        pages[benchmarks] = text
     ablations = ROOT / "docs" / "ablations.md"
     if ablations.is_file():
         table = variants_text(ROOT / "results" / "variants")
