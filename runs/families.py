@@ -122,22 +122,11 @@ def describe(family: str) -> dict[str, Any]:
 
 def paper_parameters() -> dict[str, Any]:
     """What learns in each stage at the paper's shapes: VITA-1.5-7B and a Seer of width E."""
-    from transformers import Qwen2Config
+    from lerobot_policy_vita_vla.training.plan_model import paper_config
+    from lerobot_policy_vita_vla.vlm.vita15_model import VitaVLForConditionalGeneration
 
-    from lerobot_policy_vita_vla.vlm.vita15_model import VitaVLConfig, VitaVLForConditionalGeneration
-
-    text = Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    )
-    vision = PUBLISHED["internvl"].vision | {"image_size": [448, 448], "attention_bias": True}
     with torch.device("meta"), no_init_weights():
-        vlm = VitaVLForConditionalGeneration(VitaVLConfig(text_config=text.to_dict(), vision_config=vision))
+        vlm = VitaVLForConditionalGeneration(paper_config())
     spec = ActionSpec(tuple("xyzrpyg"), (0.0,) * 7, (1.0,) * 7, (6,), "binary")
     students = {}
     for name, (teacher, width) in PAPER.items():

@@ -156,7 +156,7 @@ def _fresh(name: str, args: argparse.Namespace) -> list[str]:
         vlm = args.vlm or "mini"
         small = (_vlm_of(start) or ("mini" if args.dry_run else "")) == "mini" if start else vlm == "mini"
     _, _, lr, flags = FULL.stage(name)
-    given = dict(flag.split("=", 1) for flag in args.extra)
+    given = {flag.split("=", 1)[0] for flag in args.extra}
     if small and start is not None and ALIGN_WEIGHT not in given:
         _require_teacher_of(start, teacher)
         flags = (*flags, f"{ALIGN_WEIGHT}={FULL.kept_alignment:g}")
