@@ -33,15 +33,12 @@ import torch
 
 from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
 from lerobot_policy_vita_vla.evaluation.results import write_json
-from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
-from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
-from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.engine import Engine
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
-    "7b": random_vlm.Shape("internvl", 448, 14, 2, (1024, 4096, 24, 16), (3584, 18944, 28, 28, 4), 152064),
+    "7b": random_vlm.SHAPES["vita-1.5-7b"],
     "500m": replace(random_vlm.SHAPES["smolvlm2-500m"], text=(960, 2560, 32, 15, 5)),
 }
 GOAL_MS = {"7b": 18.0, "500m": 6.0}
@@ -62,30 +59,9 @@ TOP = 20
 """Kernels that are listed by name."""
 
 
-def make(shape: random_vlm.Shape, device: str) -> VitaVLANetwork:
-    """A student with random weights: the VLM in bfloat16, what was added in float32."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        vlm, processor = random_vlm.build(shape)
-    torch.set_default_dtype(torch.float32)
-    backbone = VLMBackbone(vlm.eval(), processor)
-    width = backbone.width
-    with torch.device(device):
-        network = VitaVLANetwork(
-            backbone=backbone,
-            state_encoder=StateEncoder(state_dim=students.STATE, width=width, gripper_dims=(6, 7)),
-            queries=ActionQueries(num_queries=students.CHUNK, width=width, shared=True, init_std=0.02),
-            mapper=ActionMapper(width=width, feature_dim=students.WIDTH),
-            decoder=ActionDecoder(kind="seer", feature_dim=students.WIDTH, spec=students.spec()),
-            chunk_size=students.CHUNK,
-        )
-    return network.eval().requires_grad_(False)
-
-
 def measure(name: str, shape: random_vlm.Shape, *, device: str, calls: int, peak: float, bandwidth: float):
     """Milliseconds of every way, the floor, and where the fastest way's time goes."""
-    network = make(shape, device)
+    network = students.mixed_network(shape, device).eval().requires_grad_(False)
     seen = students.inputs(shape.image, batch_size=1)
     frames = [(image * 255).to(torch.uint8) for image in seen.images]
     if device == "cuda":

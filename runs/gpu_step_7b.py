@@ -28,108 +28,60 @@ from pathlib import Path
 
 import torch
 
+from lerobot_policy_vita_vla.bench import random_vlm, students
+from lerobot_policy_vita_vla.bench.harness import synchronise
+from lerobot_policy_vita_vla.evaluation.results import write_json
+from lerobot_policy_vita_vla.training.plan import update_seconds
+from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task
+from lerobot_policy_vita_vla.training.plan_step import Options, record_step
+
 ROOT = Path(__file__).resolve().parent.parent
-# The tests' builder makes a VLM with its processor on the spot, without a download.
-sys.path.insert(0, str(ROOT / "tests"))
-
-from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
-from lerobot_policy_vita_vla.evaluation.results import write_json  # noqa: E402
-from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
-from lerobot_policy_vita_vla.training.plan import update_seconds  # noqa: E402
-from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task  # noqa: E402
-from lerobot_policy_vita_vla.training.plan_step import Options, record_step  # noqa: E402
-from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder  # noqa: E402
-from lerobot_policy_vita_vla.vla.align import align_loss  # noqa: E402
-from lerobot_policy_vita_vla.vla.backbone import VLMBackbone  # noqa: E402
-from lerobot_policy_vita_vla.vla.network import VitaVLANetwork  # noqa: E402
-from lerobot_policy_vita_vla.vla.stages import apply_stage  # noqa: E402
-from tiny_vlms import build  # noqa: E402
-
-TEXT = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "initializer_range": 0.02,
-}
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": [14, 14],
-}
+SIZES, CAMERAS = students.Sizes(width=1024), 2
 FLOORS = {
     "align": {"tflop": 8.85, "ms": 22.5, "samples_per_second": 44.5},
     "finetune": {"tflop": 23.46, "ms": 59.5, "samples_per_second": 16.8},
 }
-S, A, T, E, CAMERAS = 8, 7, 3, 1024, 2
 
 
 def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: int) -> dict:
     """One stage: seconds of a step and the most memory it takes."""
-    px, text, vision = (56, {}, {"patch_size": [14, 14]}) if tiny else (448, TEXT, VISION)
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        vlm, processor = build("internvl", text=text, vision=vision, image_size=px)
-    torch.set_default_dtype(torch.float32)
-    backbone = VLMBackbone(vlm, processor)
-    spec = ActionSpec(tuple("abcdefg"), (0.0,) * A, (1.0,) * A, (A - 1,))
-    with torch.device(device):
-        network = VitaVLANetwork(
-            backbone=backbone,
-            state_encoder=StateEncoder(state_dim=S, width=backbone.width, gripper_dims=(6, 7)),
-            queries=ActionQueries(num_queries=T, width=backbone.width, shared=True, init_std=0.02),
-            mapper=ActionMapper(width=backbone.width, feature_dim=E),
-            decoder=ActionDecoder(kind="seer", feature_dim=E, spec=spec),
-            chunk_size=T,
-        )
-        images = [torch.rand(batch_size, 3, px, px) for _ in range(CAMERAS)]
-        state, target = torch.randn(batch_size, S), torch.randn(batch_size, T, E)
-        action, is_pad = torch.rand(batch_size, T, A), torch.zeros(batch_size, T, dtype=torch.bool)
-    counts = apply_stage(network.parts(), stage)
-    trains = stage == "finetune"
-    backbone.cached = not trains
-    network.train()
-    backbone.set_mode(trains)
+    shape = random_vlm.SHAPES["vita-1.5-7b"]
+    shape = shape.toy() if tiny else shape
+    network = students.mixed_network(shape, device, SIZES)
+    backbone = network.backbone
+    counts = students.enter(network, stage)
+    seen = students.inputs(shape.image, cameras=CAMERAS, batch_size=batch_size, sizes=SIZES).to(device)
+    seen.tasks = [INSTRUCTION] * batch_size
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> float:
-        wait(device)
+        synchronise()
         start = time.perf_counter()
         with torch.autocast(device, torch.bfloat16):
-            features = network.features(images, [INSTRUCTION] * batch_size, state)
-            if trains:
-                raw = network.decoder(features)
-                loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
-            else:
-                loss, _ = align_loss(features, target, kind="mse")
+            loss = students.step_loss(network, seen, stage)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        wait(device)
+        synchronise()
         return time.perf_counter() - start
 
     step()  # kernels are chosen, moments made
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = [step() for _ in range(repeats)]
-    prompt = backbone.prompts.encode([i[:1] for i in images], [INSTRUCTION], 1 + T)
-    tokens = prompt.tokens["input_ids"].shape[1] - 1 - T
-    patch = vision["patch_size"][0]
+    places = 1 + SIZES.chunk
+    prompt = backbone.prompts.encode([i[:1] for i in seen.images], [INSTRUCTION], places)
+    tokens = prompt.tokens["input_ids"].shape[1] - places
     task = Task(
         name="7b",
-        vlm=vlm.config,
+        vlm=backbone.vlm.config,
         prefix_tokens=tokens,
-        patches=CAMERAS * ((px // patch) ** 2 + 1),
+        patches=CAMERAS * ((shape.image // shape.patch) ** 2 + 1),
         pictures=CAMERAS,
-        pixels=CAMERAS * 3 * px**2,
-        state_dim=S,
-        chunk_size=T,
-        num_queries=T,
+        pixels=CAMERAS * 3 * shape.image**2,
+        state_dim=SIZES.state,
+        chunk_size=SIZES.chunk,
+        num_queries=SIZES.chunk,
         decoder=network.decoder.config(),
     )
     on_gpu = device == "cuda"
@@ -140,7 +92,7 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
     best = min(seconds)
     result = {
         "batch_size": batch_size,
-        "prompt_tokens": tokens + 1 + T,
+        "prompt_tokens": tokens + places,
         "trainable_parameters": sum(counts.values()),
         "seconds": seconds,
         "samples_per_second": batch_size / best,
@@ -159,11 +111,6 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
         floor = FLOORS[stage]
         result |= {"floor": floor, "share_of_floor": batch_size / best / floor["samples_per_second"]}
     return result
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:

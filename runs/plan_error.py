@@ -47,9 +47,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The tests' builder makes a VLM with its processor on the spot, without a download.
 sys.path.insert(0, str(ROOT / "tests"))
 
-from lerobot_policy_vita_vla.contracts import ActionSpec  # noqa: E402
+from lerobot_policy_vita_vla.bench import students  # noqa: E402
 from lerobot_policy_vita_vla.evaluation.results import write_json  # noqa: E402
-from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss  # noqa: E402
 from lerobot_policy_vita_vla.training.plan import operation_seconds, update_time  # noqa: E402
 from lerobot_policy_vita_vla.training.plan_model import (  # noqa: E402
     INSTRUCTION,
@@ -58,11 +57,7 @@ from lerobot_policy_vita_vla.training.plan_model import (  # noqa: E402
     task_of_vlm,
 )
 from lerobot_policy_vita_vla.training.plan_step import Options, record_step  # noqa: E402
-from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder  # noqa: E402
-from lerobot_policy_vita_vla.vla.align import align_loss  # noqa: E402
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone  # noqa: E402
-from lerobot_policy_vita_vla.vla.network import VitaVLANetwork  # noqa: E402
-from lerobot_policy_vita_vla.vla.stages import apply_stage  # noqa: E402
 from lerobot_policy_vita_vla.vla.vlm_files import load_processor, resolve_vlm  # noqa: E402
 from tiny_vlms import build  # noqa: E402
 
@@ -77,7 +72,7 @@ CONFIGURATIONS = {
         "gradient_checkpointing": True,
     },
 }
-STATE, ACTIONS, CHUNK, WIDTH, CAMERAS = 4, 4, 3, 192, 1
+SIZES, CAMERAS = students.Sizes(state=4, action=4, width=192, gripper=(3,)), 1
 STEPS = 6
 TEXT = {
     "hidden_size": 512,
@@ -110,10 +105,10 @@ def describe(name: str) -> tuple[Task, Options, Any]:
         "mini",
         cameras=CAMERAS,
         image_px=made["px"],
-        state_dim=STATE,
-        action_dim=ACTIONS,
-        chunk_size=CHUNK,
-        width=WIDTH,
+        state_dim=SIZES.state,
+        action_dim=SIZES.action,
+        chunk_size=SIZES.chunk,
+        width=SIZES.width,
     )
     processor = load_processor(resolve_vlm("mini"))
     if made["vlm"] == "internvl":
@@ -135,38 +130,20 @@ def describe(name: str) -> tuple[Task, Options, Any]:
 
 def student(task: Task, options: Options, processor: Any, px: int) -> Callable[[], None]:
     """A training step of a fresh student."""
-    size, trains = options.batch_size, options.stage == "finetune"
+    size = options.batch_size
     vlm = AutoModelForImageTextToText.from_config(task.vlm, dtype=torch.float32)
     vlm.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})
     backbone = VLMBackbone(vlm, processor)
-    spec = ActionSpec.from_dict(task.decoder["spec"])
-    network = VitaVLANetwork(
-        backbone=backbone,
-        state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(STATE - 1,)),
-        queries=ActionQueries(num_queries=CHUNK, width=backbone.width, shared=True, init_std=0.02),
-        mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
-        decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec),
-        chunk_size=CHUNK,
-    )
-    apply_stage(network.parts(), options.stage)
-    backbone.cached = not trains
+    network = students.assemble(backbone, SIZES)
+    students.enter(network, options.stage)
     if options.gradient_checkpointing:
         backbone.checkpoint_gradients()
-    network.train()
-    backbone.set_mode(trains)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
-    images = [torch.rand(size, 3, px, px) for _ in range(CAMERAS)]
-    words, state = [INSTRUCTION] * size, torch.randn(size, STATE)
-    action, is_pad = torch.rand(size, CHUNK, ACTIONS), torch.zeros(size, CHUNK, dtype=torch.bool)
-    target = torch.randn(size, CHUNK, WIDTH)
+    seen = students.inputs(px, cameras=CAMERAS, batch_size=size, sizes=SIZES)
+    seen.tasks = [INSTRUCTION] * size
 
     def run() -> None:
-        features = network.features(images, words, state)
-        if trains:
-            raw = network.decoder(features)
-            loss, _ = imitation_loss(network.decoder, raw, action, is_pad, beta=0.1, gripper_weight=0.01)
-        else:
-            loss, _ = align_loss(features, target, kind="mse")
+        loss = students.step_loss(network, seen, options.stage)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -55,6 +55,8 @@ class Shape:
 SHAPES = {
     # SmolVLM2-500M with the first 16 of its 32 layers, which is what SmolVLA uses.
     "smolvlm2-500m": Shape("smolvlm", 512, 16, 4, (768, 3072, 12, 12), (960, 2560, 16, 15, 5), 49280),
+    # InternViT-300M, two-layer projector, Qwen2.5-7B.
+    "vita-1.5-7b": Shape("internvl", 448, 14, 2, (1024, 4096, 24, 16), (3584, 18944, 28, 28, 4), 152064),
     # The shape in which `align` is compared: a language model of 8 x 512 behind a small image encoder.
     "internvl-8x512": Shape("internvl", 224, 14, 2, (256, 1024, 2, 4), (512, 2048, 8, 8, 4), 32000),
 }

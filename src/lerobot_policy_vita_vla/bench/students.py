@@ -10,16 +10,45 @@ from torch import Tensor, nn
 
 from lerobot_policy_vita_vla.bench import random_vlm
 from lerobot_policy_vita_vla.contracts import ActionSpec
-from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
+from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder, imitation_loss
 from lerobot_policy_vita_vla.vla.action_modules import ActionMapper, ActionQueries, StateEncoder
+from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.building import CPU_ATTENTION
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
 from lerobot_policy_vita_vla.vla.stages import apply_stage
 
 INSTRUCTION = "open a door with a revolving joint, then push and close the drawer"
-CHUNK, STATE, ACTION, WIDTH = 3, 8, 7, 384
-"""T, S, A and E of the paper's LIBERO setting."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a student reads and gives, apart from its VLM; by default the paper's LIBERO setting.
+
+    Args:
+        state: S, numbers of the robot's state.
+        action: A, numbers of an action, the last a gripper command.
+        chunk: T, actions of a chunk, and queries.
+        width: E, of the teacher's action features.
+        gripper: Places in the state that hold the gripper.
+    """
+
+    state: int = 8
+    action: int = 7
+    chunk: int = 3
+    width: int = 384
+    gripper: tuple[int, ...] = (6, 7)
+
+    @property
+    def spec(self) -> ActionSpec:
+        """What the numbers of an action mean."""
+        names = tuple(f"a{number}" for number in range(self.action))
+        return ActionSpec(names, (0.0,) * self.action, (1.0,) * self.action, (self.action - 1,))
+
+
+LANGUAGE_LEARNS = ("finetune", "only_finetune")
+LIBERO = Sizes()
+CHUNK, STATE, ACTION, WIDTH = LIBERO.chunk, LIBERO.state, LIBERO.action, LIBERO.width
 
 
 @dataclass
@@ -40,8 +69,35 @@ class Inputs:
 
 
 def spec() -> ActionSpec:
-    """Seven numbers, the last a gripper command."""
-    return ActionSpec(tuple("abcdefg"), (0.0,) * ACTION, (1.0,) * ACTION, (ACTION - 1,))
+    """Of `LIBERO`."""
+    return LIBERO.spec
+
+
+def assemble(backbone: VLMBackbone, sizes: Sizes = LIBERO, init_std: float = 0.02) -> VitaVLANetwork:
+    """A student with random weights around a VLM, on torch's default device.
+
+    Args:
+        backbone: Its VLM.
+        sizes: See `Sizes`.
+        init_std: Spread of the fresh queries.
+    """
+    return VitaVLANetwork(
+        backbone=backbone,
+        state_encoder=StateEncoder(state_dim=sizes.state, width=backbone.width, gripper_dims=sizes.gripper),
+        queries=ActionQueries(num_queries=sizes.chunk, width=backbone.width, shared=True, init_std=init_std),
+        mapper=ActionMapper(width=backbone.width, feature_dim=sizes.width),
+        decoder=ActionDecoder(kind="seer", feature_dim=sizes.width, spec=sizes.spec),
+        chunk_size=sizes.chunk,
+    )
+
+
+def enter(student: VitaVLANetwork, stage: str) -> dict[str, int]:
+    """Make a student ready to train in a stage; returns what learns: part -> number of weights."""
+    counts = apply_stage(student.parts(), stage)
+    student.train()
+    student.backbone.set_mode(stage in LANGUAGE_LEARNS)
+    student.backbone.cached = stage not in LANGUAGE_LEARNS
+    return counts
 
 
 def network(
@@ -61,34 +117,46 @@ def network(
     elif device == "cpu":
         vlm.set_attn_implementation(CPU_ATTENTION)
     backbone = VLMBackbone(vlm, processor)
-    made = VitaVLANetwork(
-        backbone=backbone,
-        state_encoder=StateEncoder(state_dim=STATE, width=backbone.width, gripper_dims=(6, 7)),
-        queries=ActionQueries(
-            num_queries=CHUNK, width=backbone.width, shared=True, init_std=backbone.embedding_std
-        ),
-        mapper=ActionMapper(width=backbone.width, feature_dim=WIDTH),
-        decoder=ActionDecoder(kind="seer", feature_dim=WIDTH, spec=spec()),
-        chunk_size=CHUNK,
-    )
-    apply_stage(made.parts(), stage)
-    learns_language = stage in ("finetune", "only_finetune")
-    made.train()
-    backbone.set_mode(learns_language)
-    backbone.cached = not learns_language
+    made = assemble(backbone, init_std=backbone.embedding_std)
+    enter(made, stage)
     return made.to(device)
 
 
-def inputs(image_size: int, *, cameras: int = 2, batch_size: int, seed: int = 0) -> Inputs:
+def mixed_network(shape: random_vlm.Shape, device: str, sizes: Sizes = LIBERO) -> VitaVLANetwork:
+    """A student with random weights, its VLM in bfloat16 and made where it stays, the rest in float32."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            vlm, processor = random_vlm.build(shape)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    backbone = VLMBackbone(vlm, processor)
+    with torch.device(device):
+        return assemble(backbone, sizes)
+
+
+def step_loss(student: VitaVLANetwork, seen: Inputs, stage: str) -> Tensor:
+    """What a training step of ``"align"`` or ``"finetune"`` minimises, without augmentation and averages."""
+    features = student.features(seen.images, seen.tasks, seen.state)
+    if stage == "align":
+        return align_loss(features, seen.target, kind="mse")[0]
+    raw, decoder = student.decoder(features), student.decoder
+    return imitation_loss(decoder, raw, seen.action, seen.is_pad, beta=0.1, gripper_weight=0.01)[0]
+
+
+def inputs(
+    image_size: int, *, cameras: int = 2, batch_size: int, seed: int = 0, sizes: Sizes = LIBERO
+) -> Inputs:
     """Random pictures, states and labels."""
     draw = torch.Generator().manual_seed(seed)
     return Inputs(
         images=[torch.rand(batch_size, 3, image_size, image_size, generator=draw) for _ in range(cameras)],
         tasks=[INSTRUCTION] * batch_size,
-        state=torch.randn(batch_size, STATE, generator=draw),
-        target=torch.randn(batch_size, CHUNK, WIDTH, generator=draw),
-        action=torch.rand(batch_size, CHUNK, ACTION, generator=draw) * 2 - 1,
-        is_pad=torch.zeros(batch_size, CHUNK, dtype=torch.bool),
+        state=torch.randn(batch_size, sizes.state, generator=draw),
+        target=torch.randn(batch_size, sizes.chunk, sizes.width, generator=draw),
+        action=torch.rand(batch_size, sizes.chunk, sizes.action, generator=draw) * 2 - 1,
+        is_pad=torch.zeros(batch_size, sizes.chunk, dtype=torch.bool),
     )
 
 
