@@ -72,9 +72,13 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
             "c.libero_object_teacher": "LIBERO-Object: teacher",
             "c.libero_object_only_finetune": "LIBERO-Object: finetune only",
             "c.libero_object_two_stage": "LIBERO-Object: two-stage",
+            "c.libero_object_two_stage_minus_only_ft": "LIBERO-Object: two-stage minus finetune only",
+            "c.libero_object_expert": "LIBERO-Object: scripted expert",
             "c.libero_spatial_teacher": "LIBERO-Spatial: teacher",
             "c.libero_spatial_only_finetune": "LIBERO-Spatial: finetune only",
             "c.libero_spatial_two_stage": "LIBERO-Spatial: two-stage",
+            "c.libero_spatial_two_stage_minus_only_ft": "LIBERO-Spatial: two-stage minus finetune only",
+            "c.libero_spatial_expert": "LIBERO-Spatial: scripted expert",
         },
     ),
     (
