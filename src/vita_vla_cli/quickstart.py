@@ -1,7 +1,7 @@
 """The whole pipeline as a list of the user's own commands, each skipped when it is done already.
 
-    demos --> teacher --> align ----------> finetune -----> eval_finetune --> report
-         '--> vision ---> only_finetune --> eval            agreement
+    demos -> teacher --> align ---> finetune -------> eval_finetune --> report
+                    '--> vision --> only_finetune --> eval, agreement
 
 Each step is `vita-vla ...` in a process of its own: what the reader sees is what the reader can type. Steps
 below each other in the drawing run at the same time, half of the cores each: the small tensors of a mini VLM
@@ -66,23 +66,22 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             train("teacher", "teacher"),
             ("demos",),
             (run / "teacher",),
-            beside=True,
-            threads=half,
-        ),
-        Step(
-            "vision",
-            ("vlm", "features", "--demos", str(demos), "--out", str(vision), *on),
-            ("demos",),
-            (vision,),
-            (run / "vision.partial",),
-            beside=True,
-            threads=half,
         ),
         Step(
             "align",
             train("align", "align", *teacher),
             ("demos", "teacher"),
             (run / "align",),
+            beside=True,
+            threads=half,
+        ),
+        Step(
+            "vision",
+            ("vlm", "features", "--demos", str(demos), "--out", str(vision), *on),
+            # Not the teacher, but beside align: the teacher's step makes better use of a second core.
+            ("demos", "teacher"),
+            (vision,),
+            (run / "vision.partial",),
             beside=True,
             threads=half,
         ),
