@@ -37,10 +37,10 @@ def prepare(*, online: bool = False) -> None:
 def keep_freed_memory() -> bool:
     """Let this process and its children use freed memory again instead of returning it to the system.
 
-    By default glibc maps every large tensor anew and unmaps it when it is freed, and the system then clears
-    its pages one fault at a time: 20 000 faults in a training step of the tiny teacher on a CPU, which cost a
-    quarter of the step on one thread and more on two, since threads queue for the same page tables. Up to
-    2 GiB stay with the process.
+    By default glibc maps large tensors anew and unmaps them when they are freed, and the system then clears
+    their pages one fault at a time: 29 000 faults in a training step of the tiny teacher on one CPU thread, a
+    quarter of the step (0.167 s instead of 0.125 s). Whether it does depends on where in memory small
+    objects happen to lie, so it comes and goes between runs. Up to 2 GiB stay with the process.
 
     Returns:
         Whether it was done: not with another C library (macOS, musl), nor where the user, or the command that
