@@ -2,7 +2,7 @@
 # Five Meta-World tasks in which seeing matters: teacher, align-only, only-finetune and two-stage (the
 # quickstart itself), and three teachers that lack an input, all on one manifest of 100 episodes.
 #
-# Hardware: two CPU cores with AMX, no GPU. Wall time: about 13 min for the quickstart and 10 min for the baselines.
+# Hardware: two CPU cores with AMX, no GPU. Wall time: about 9 min for the quickstart and 10 min for the baselines.
 # Expected: results/five_tasks/ and the keys a.* of results/summary.json. Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
