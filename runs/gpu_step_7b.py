@@ -22,14 +22,12 @@ import json
 import platform
 import statistics
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from lerobot_policy_vita_vla.bench import random_vlm, students
-from lerobot_policy_vita_vla.bench.harness import synchronise
+from lerobot_policy_vita_vla.bench import harness, random_vlm, students
 from lerobot_policy_vita_vla.evaluation.results import write_json
 from lerobot_policy_vita_vla.training.plan import update_seconds
 from lerobot_policy_vita_vla.training.plan_model import INSTRUCTION, Task
@@ -54,21 +52,17 @@ def measure(stage: str, *, device: str, tiny: bool, batch_size: int, repeats: in
     seen.tasks = [INSTRUCTION] * batch_size
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
 
-    def step() -> float:
-        synchronise()
-        start = time.perf_counter()
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16):
             loss = students.step_loss(network, seen, stage)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        synchronise()
-        return time.perf_counter() - start
 
     step()  # kernels are chosen, moments made
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = [step() for _ in range(repeats)]
+    seconds = [harness.timed(step)[0] for _ in range(repeats)]
     places = 1 + SIZES.chunk
     prompt = backbone.prompts.encode([i[:1] for i in seen.images], [INSTRUCTION], places)
     tokens = prompt.tokens["input_ids"].shape[1] - places

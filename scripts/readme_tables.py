@@ -69,16 +69,15 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
                 for group in ("easy", "medium", "hard", "very_hard")
                 for key, what in GROUP_COLUMNS
             },
-            "c.libero_object_teacher": "LIBERO-Object: teacher",
-            "c.libero_object_only_finetune": "LIBERO-Object: finetune only",
-            "c.libero_object_two_stage": "LIBERO-Object: two-stage",
-            "c.libero_object_two_stage_minus_only_ft": "LIBERO-Object: two-stage minus finetune only",
-            "c.libero_object_expert": "LIBERO-Object: scripted expert",
-            "c.libero_spatial_teacher": "LIBERO-Spatial: teacher",
-            "c.libero_spatial_only_finetune": "LIBERO-Spatial: finetune only",
-            "c.libero_spatial_two_stage": "LIBERO-Spatial: two-stage",
-            "c.libero_spatial_two_stage_minus_only_ft": "LIBERO-Spatial: two-stage minus finetune only",
-            "c.libero_spatial_expert": "LIBERO-Spatial: scripted expert",
+            **{
+                f"c.libero_{suite}_{key}": f"LIBERO-{suite.capitalize()}: {what}"
+                for suite in ("object", "spatial")
+                for key, what in (
+                    *GROUP_COLUMNS,
+                    ("two_stage_minus_only_ft", "two-stage minus finetune only"),
+                    ("expert", "scripted expert"),
+                )
+            },
         },
     ),
     (
@@ -243,8 +242,7 @@ def schedules_text(folder: Path) -> str:
     for path in folder.glob("*/result.json"):
         schedule, steps = path.parent.name.rsplit("-", 1)
         rate = json.loads(path.read_text())["overall"]
-        interval = f"{_number(rate['low'])} - {_number(rate['high'])}"
-        found.setdefault(schedule, {})[int(steps)] = f"{_number(rate['success_rate'])} ({interval})"
+        found.setdefault(schedule, {})[int(steps)] = _rate(rate)
     columns = sorted({steps for rates in found.values() for steps in rates})
     lines = [f"| schedule | {' | '.join(f'{steps} steps' for steps in columns)} |"]
     lines.append("| --- |" + " --- |" * len(columns))
@@ -265,13 +263,12 @@ def variants_text(folder: Path) -> str:
     ]
     for row in sorted(table["rows"], key=lambda row: -row["success_rate"]):
         for budget in [row["finetune_steps"]] if row["finetune_steps"] else budgets:
-            rate = f"{_number(row['success_rate'])} ({_number(row['low'])} - {_number(row['high'])})"
             found = against.get((row["variant"], budget))
             difference = ""
             if found:
                 interval = f"{_number(found['low'])} - {_number(found['high'])}".replace(" - -", " to -")
                 difference = f"{found['difference']:+.2f} ({interval}), p {found['p_value']:.2g}"
-            cells = (f"`{row['variant']}`", str(row["steps"]), row["why"], rate, difference)
+            cells = (f"`{row['variant']}`", str(row["steps"]), row["why"], _rate(row), difference)
             lines.append("| " + " | ".join(cells).rstrip() + " |")
     return "\n".join(lines)
 

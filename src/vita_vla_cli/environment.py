@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
@@ -49,6 +48,8 @@ def keep_freed_memory() -> bool:
     glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ())
     if not glibc or not MALLOC_OWNERS.isdisjoint(os.environ):
         return False
+    import ctypes  # here: `--help` has no use for it
+
     libc = ctypes.CDLL(None)
     for option, name, number in MALLOC:
         libc.mallopt(option, number)

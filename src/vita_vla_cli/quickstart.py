@@ -106,13 +106,8 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             ("eval", *(str(run / p) for p in first), "--run", str(run), "--tasks", tasks)
             + ("--episodes", str(recipe.eval_episodes), "--seed", str(recipe.eval_seed))
             + ("--size", str(recipe.observation_size), "--quality", recipe.quality)
-            + (
-                "--episode-length",
-                str(recipe.episode_length),
-                "--workers",
-                str(min(half, recipe.workers)),
-                *on,
-            ),
+            + ("--episode-length", str(recipe.episode_length))
+            + ("--workers", str(min(half, recipe.workers)), *on),
             first,
             (manifest, *(run / "eval" / p for p in first)),
             resumes=True,

@@ -167,7 +167,7 @@ def _teacher(image_size: int, device: str) -> Callable[[students.Inputs], Tensor
         auxiliary_weight=0.0,
         input_features=dict.fromkeys(cameras, picture) | {"observation.state": state},
         output_features={"action": PolicyFeature(type=FeatureType.ACTION, shape=(students.ACTION,))},
-        action_spec=students.spec().to_dict(),
+        action_spec=students.LIBERO.spec.to_dict(),
     )
     teacher = SeerTeacher(SeerPolicy(config).eval()).to(device)
 

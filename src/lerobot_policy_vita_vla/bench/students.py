@@ -16,7 +16,7 @@ from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.building import CPU_ATTENTION
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
-from lerobot_policy_vita_vla.vla.stages import apply_stage
+from lerobot_policy_vita_vla.vla.stages import TRAINABLE, apply_stage
 
 INSTRUCTION = "open a door with a revolving joint, then push and close the drawer"
 
@@ -46,7 +46,6 @@ class Sizes:
         return ActionSpec(names, (0.0,) * self.action, (1.0,) * self.action, (self.action - 1,))
 
 
-LANGUAGE_LEARNS = ("finetune", "only_finetune")
 LIBERO = Sizes()
 CHUNK, STATE, ACTION, WIDTH = LIBERO.chunk, LIBERO.state, LIBERO.action, LIBERO.width
 
@@ -66,11 +65,6 @@ class Inputs:
         """The same on a device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, images=[image.to(device) for image in self.images], **moved)
-
-
-def spec() -> ActionSpec:
-    """Of `LIBERO`."""
-    return LIBERO.spec
 
 
 def assemble(backbone: VLMBackbone, sizes: Sizes = LIBERO, init_std: float = 0.02) -> VitaVLANetwork:
@@ -94,9 +88,10 @@ def assemble(backbone: VLMBackbone, sizes: Sizes = LIBERO, init_std: float = 0.0
 def enter(student: VitaVLANetwork, stage: str) -> dict[str, int]:
     """Make a student ready to train in a stage; returns what learns: part -> number of weights."""
     counts = apply_stage(student.parts(), stage)
+    learns_language = "language" in TRAINABLE[stage]
     student.train()
-    student.backbone.set_mode(stage in LANGUAGE_LEARNS)
-    student.backbone.cached = stage not in LANGUAGE_LEARNS
+    student.backbone.set_mode(learns_language)
+    student.backbone.cached = not learns_language
     return counts
 
 

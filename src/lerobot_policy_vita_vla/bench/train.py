@@ -121,7 +121,7 @@ def finetune_policy(vlm: str | Path, teacher: Path, image: int, device: str) -> 
         preset="tiny",
         chunk_size=students.CHUNK,
         auxiliary_weight=0.0,
-        action_spec=students.spec().to_dict(),
+        action_spec=students.LIBERO.spec.to_dict(),
         **common,
     )
     SeerPolicy(seer).save_pretrained(teacher)

@@ -121,7 +121,7 @@ class CachedDataset(Dataset):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             # Iterated over, or an error would be lost.
-            for _ in pool.map(place, range(self.length), chunksize=64):
+            for _ in pool.map(place, range(self.length)):
                 pass
         return torch.from_numpy(frames)
 
