@@ -18,18 +18,17 @@ EPISODES=${EPISODES:-30}   # demonstrations per task
 STARTS=${STARTS:-5}        # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
-# Updates: per task those of the five Meta-World tasks (400, 60, 60).
-TEACHER_STEPS=${TEACHER_STEPS:-4000}
-ALIGN_STEPS=${ALIGN_STEPS:-600}
-FINETUNE_STEPS=${FINETUNE_STEPS:-600}
+# Updates.
+TEACHER_STEPS=${TEACHER_STEPS:-6000}
+ALIGN_STEPS=${ALIGN_STEPS:-1000}
+FINETUNE_STEPS=${FINETUNE_STEPS:-2000}
 PUBLISH=${PUBLISH:-yes}
 
 for suite in $SUITES; do
   run=$WORK/$suite
   stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$run/demos" --out "$run/$1"; }
   $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --root "$run/demos" --workers 2
-  # The recordings hold no positions of objects, which the tiny teacher would predict on the side.
-  stage teacher teacher --steps "$TEACHER_STEPS" --policy.auxiliary_weight=0
+  stage teacher teacher --steps "$TEACHER_STEPS"
   stage align align --teacher "$run/teacher" --steps "$ALIGN_STEPS"
   stage finetune finetune --from "$run/align" --steps "$FINETUNE_STEPS"
   stage only_finetune finetune --teacher "$run/teacher" --only-finetune --steps "$FINETUNE_STEPS"

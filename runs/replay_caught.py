@@ -71,9 +71,7 @@ def margins(bench: Bench) -> dict[str, float]:
         found[name] = pick(float(value), found.get(name, float(value)))
 
     for task, demo in demos.items():
-        states = {STATE: demo.state}
-        if bench.scenes.privileged_dim is not None:
-            states[PRIVILEGED_STATE] = demo.environment_state
+        states = {STATE: demo.state, PRIVILEGED_STATE: demo.environment_state}
         episode = RecordedEpisode(0, "", 0, demo.executed_action, states, {0: {}})
         last_bit = np.nextafter(demo.executed_action, np.float32(2))
         moved = RecordedEpisode(0, "", 0, last_bit, states, {})

@@ -55,8 +55,8 @@ def _execute(bench, task: str, demo: Demonstration, settle_steps, control_hz) ->
     frames = []
     for action in demo.executed_action:
         pictures = [seen[key] for key in bench.scenes.cameras]
-        known = scene.privileged_state() if bench.scenes.privileged_dim is not None else np.zeros(0)
-        frames.append((pictures[0] if len(pictures) == 1 else np.stack(pictures), seen[STATE], known))
+        seen_now = pictures[0] if len(pictures) == 1 else np.stack(pictures)
+        frames.append((seen_now, seen[STATE], scene.known_state()))
         seen, *_ = scene.step(action)
     scene.close()
     pictures, state, known = (np.stack(column) for column in zip(*frames, strict=True))

@@ -159,7 +159,7 @@ def test_the_dataset_has_the_hubs_columns(tmp_path):
     demonstration = Demonstration(
         pictures=generator.integers(0, 256, (FRAMES, 2, SIZE, SIZE, 3), dtype=np.uint8),
         state=generator.normal(size=(FRAMES, 8)).astype(np.float32),
-        environment_state=np.zeros((FRAMES, 0), np.float32),
+        environment_state=generator.normal(size=(FRAMES, 6)).astype(np.float32),
         action=generator.uniform(-1, 1, (FRAMES, 7)).astype(np.float32),
         executed_action=generator.uniform(-1, 1, (FRAMES, 7)).astype(np.float32),
     )

@@ -103,6 +103,16 @@ def test_a_recording_carries_its_conventions(libero, tmp_path):
     assert dataset.fps == info.control_hz == 20
     actions = np.stack([row["action"] for row in dataset.hf_dataset])
     assert np.abs(actions).max() <= 1 and set(np.unique(actions[:, 6])) == {-1.0, 1.0}
+    known = np.stack([row["observation.environment_state"] for row in dataset.hf_dataset])
+    thing, basket = known[:, :3], known[:, 3:]
+    assert np.abs(basket - basket[0]).max() < 0.03, "nobody moves the basket"
+    assert np.linalg.norm(thing[0] - basket[0]) > 0.1
+    assert thing[:, 2].max() > thing[0, 2] + 0.1, "it is lifted"
+    assert np.linalg.norm(thing[-1] - basket[-1]) < 0.1, "and ends up in the basket"
+    # The hand is where the thing is while it carries it.
+    highest = thing[:, 2].argmax()
+    hand = np.stack([row["observation.state"] for row in dataset.hf_dataset])[highest, :3]
+    assert np.linalg.norm(hand - thing[highest]) < 0.08
 
 
 def test_drawn_starts_do_not_depend_on_what_was_drawn_before(libero):

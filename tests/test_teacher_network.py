@@ -132,6 +132,29 @@ def test_blind_baselines(switch, key):
         assert same is not enabled
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("told", [True, False])
+def test_black_pictures_are_encoded_once_per_instruction(steps, told):
+    """With the result, gradients too, of encoding every sample's own black pictures."""
+    cameras = ("observation.images.a", "observation.images.b")
+    settings = {"n_obs_steps": steps, "cameras": cameras, "use_instruction": told}
+    blind, seeing = make_policy(use_images=False, **settings), make_policy(**settings)
+    calls = []
+    blind.network.image_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    batch = observation(blind.config, batch_size=5, steps=steps)
+    pictures, state, task = observations(batch, blind.config, steps)
+    once = blind.network(pictures, state, task).action_BHTE
+    each = seeing.network(torch.zeros_like(pictures), state, task).action_BHTE
+    assert calls == [2 if told else 1]
+    torch.testing.assert_close(once, each)
+    for action_features in (once, each):
+        weights = torch.linspace(-1, 1, action_features.numel()).view_as(action_features)
+        (action_features * weights).sum().backward()
+    wanted = dict(seeing.network.named_parameters())
+    for name, parameter in blind.network.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, msg=name)
+
+
 def test_a_step_of_history_gets_its_own_labels():
     policy = make_policy(n_obs_steps=2, chunk_size=3)
     batch = training_batch(policy.config)

@@ -231,6 +231,20 @@ def test_settings_that_cannot_work(settings, message):
         make_policy(**settings)
 
 
+def test_of_other_simulators_all_privileged_numbers_are_predicted():
+    stats = statistics()
+    assert make_policy().config.auxiliary_indices == [4, 5, 6, 36, 37, 38], "Meta-World's object and goal"
+    stats[PRIVILEGED_STATE] = {key: value[:6] for key, value in stats[PRIVILEGED_STATE].items()}
+    policy = SeerPolicy(SeerConfig(device="cpu", **features()), dataset_stats=stats, dataset_meta=meta())
+    assert policy.config.auxiliary_indices == list(range(6))
+    torch.testing.assert_close(
+        policy.network.auxiliary_mean, torch.as_tensor(stats[PRIVILEGED_STATE]["mean"]).float()
+    )
+    chosen = SeerConfig(device="cpu", auxiliary_indices=[0, 1, 2], **features())
+    policy = SeerPolicy(chosen, dataset_stats=stats, dataset_meta=meta())
+    assert policy.network.auxiliary_head[-1].out_features == 3
+
+
 def test_missing_facts_are_named():
     config = SeerConfig(device="cpu", **features())
     with pytest.raises(ValueError, match="--policy.path"):

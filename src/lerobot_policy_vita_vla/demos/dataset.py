@@ -33,8 +33,7 @@ def features(scenes: Scenes, observation_size: int) -> dict[str, dict]:
     picture = {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
     table = {camera: dict(picture) for camera in scenes.cameras.values()}
     table[STATE] = vector(scenes.state_dim, scenes.state_names)
-    if scenes.privileged_dim is not None:
-        table[PRIVILEGED_STATE] = vector(scenes.privileged_dim)
+    table[PRIVILEGED_STATE] = vector(scenes.privileged_dim)
     table[ACTION] = vector(scenes.action_dim, scenes.action_names)
     table[EXECUTED_ACTION] = vector(scenes.action_dim, scenes.action_names)
     return table
@@ -83,14 +82,13 @@ class DatasetWriter:
             self._dataset.save_episode()
 
     def _columns(self, demonstration: Demonstration) -> dict[str, np.ndarray]:
-        cameras, scenes = list(self._scenes.cameras.values()), self._scenes
+        cameras = list(self._scenes.cameras.values())
         pictures = demonstration.pictures
         columns = {cameras[0]: pictures}
         if len(cameras) > 1:
             columns = {camera: pictures[:, number] for number, camera in enumerate(cameras)}
         columns[STATE] = demonstration.state
-        if scenes.privileged_dim is not None:
-            columns[PRIVILEGED_STATE] = demonstration.environment_state
+        columns[PRIVILEGED_STATE] = demonstration.environment_state
         return {**columns, ACTION: demonstration.action, EXECUTED_ACTION: demonstration.executed_action}
 
     def finish(self) -> dict:

@@ -96,7 +96,7 @@ class Demonstration(NamedTuple):
     state: np.ndarray
     """(T, S) float32, as the policy sees it."""
     environment_state: np.ndarray
-    """(T, P) float32, privileged; P = 0 where a suite's tasks differ in it."""
+    """(T, P) float32, privileged: the scene's ``known_state``."""
     action: np.ndarray
     """(T, A) float32: the expert's undisturbed answer."""
     executed_action: np.ndarray
@@ -152,8 +152,7 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
             executed[:3], kick_left = kick, kick_left - 1
         seen = [observation[key] for key in scenes.cameras]
         pictures = seen[0] if len(seen) == 1 else np.stack(seen)
-        known = env.privileged_state() if scenes.privileged_dim is not None else np.zeros(0)
-        frames.append((pictures, observation[STATE], known, action, executed))
+        frames.append((pictures, observation[STATE], env.known_state(), action, executed))
         observation, _, success, _, _ = env.step(executed)
         if success and succeeded_at is None:
             succeeded_at = step

@@ -39,7 +39,7 @@ from robosuite.utils.errors import RandomizationError  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 
 from lerobot_policy_vita_vla.demos.libero_pictures import Painter  # noqa: E402
-from lerobot_policy_vita_vla.demos.libero_state import fixture_homes, snapshot  # noqa: E402
+from lerobot_policy_vita_vla.demos.libero_state import fixture_homes, goal_positions, snapshot  # noqa: E402
 
 MOST_DRAWS = 20
 """Our choice: attempts at a collision-free start before giving up; LIBERO itself would try for ever."""
@@ -199,6 +199,10 @@ class LiberoScene(LiberoEnv):
     def privileged_state(self) -> np.ndarray:
         """Positions and velocities of everything, float64; its length differs from task to task."""
         return self._env.get_sim_state()
+
+    def known_state(self) -> np.ndarray:
+        """Where the thing to be moved is and where it belongs, (6,) float64; see `goal_positions`."""
+        return goal_positions(self._env.env, self._seen)
 
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now, (7,) float32 in [-1, 1]; it begins with the first call."""

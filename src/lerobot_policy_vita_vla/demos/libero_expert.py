@@ -15,7 +15,7 @@ from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
 from lerobot_policy_vita_vla.demos.libero_grasps import grasps
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
-from lerobot_policy_vita_vla.demos.libero_world import SPACING, World
+from lerobot_policy_vita_vla.demos.libero_world import SPACING, World, in_order
 
 TRIES = 3
 """Grasps of a thing, and attempts at a goal, before giving up."""
@@ -78,7 +78,7 @@ class Expert:
 
     def _solve(self):
         # What is to be closed in the end is filled before.
-        for goal in sorted(self.world.goals, key=lambda goal: goal[0].lower() == "close"):
+        for goal in in_order(self.world.goals):
             for _ in range(TRIES):
                 # What slipped on its way is picked up where it fell.
                 if self.world.holds(goal) or ((yield from self._skill(*goal)) and self.world.holds(goal)):

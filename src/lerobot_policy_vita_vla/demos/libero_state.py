@@ -6,6 +6,8 @@ import mujoco
 import numpy as np
 from robosuite.utils.observables import Observable, sensor
 
+from lerobot_policy_vita_vla.demos.libero_world import in_order
+
 
 def fixture_homes(env) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Body -> position and quaternion of each fixture in the scene's XML, from before any reset moved it.
@@ -25,6 +27,27 @@ def fixture_homes(env) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         ]
         found[env.sim.model.body_name2id(fixture.root_body)] = tuple(numbers)
     return found
+
+
+def goal_positions(env, seen: mujoco.MjData) -> np.ndarray:
+    """Where the next goal's thing is and where it belongs, (6,) float64, metres in the world's frame.
+
+    The next goal is the first that does not hold yet, once all hold the last. A goal that names one thing
+    only (a drawer to be opened) gives its position twice.
+
+    Args:
+        env: LIBERO's own environment.
+        seen: The moment that pictures show (`snapshot`).
+    """
+    goals = in_order(env.parsed_problem["goal_state"])
+    goal = next((goal for goal in goals if not env._eval_predicate(goal)), goals[-1])
+
+    def position(name: str) -> np.ndarray:
+        if name in env.object_sites_dict:
+            return seen.site_xpos[env.sim.model.site_name2id(name)]
+        return seen.xpos[env.obj_body_id[name]]
+
+    return np.concatenate([position(goal[1]), position(goal[-1])])
 
 
 def snapshot(seen: mujoco.MjData, model: mujoco.MjModel, data: mujoco.MjData, rate: int) -> Observable:

@@ -17,6 +17,11 @@ MOST_POINTS = 25
 MESH_POINTS = 300
 
 
+def in_order(goals: list[list[str]]) -> list[list[str]]:
+    """LIBERO's goals, predicates such as ``["on", "bowl_1", "plate_1"]``: what is to be closed comes last."""
+    return sorted(goals, key=lambda goal: goal[0].lower() == "close")
+
+
 class World:
     """The scene behind one episode.
 

@@ -150,6 +150,10 @@ class SceneEnv(MetaworldEnv):
             raise ValueError("privileged_state() before reset(): call reset(seed=...) first")
         return self._raw.astype(np.float32)
 
+    def known_state(self) -> np.ndarray:
+        """What a recording keeps beside what a policy sees: all of `privileged_state`."""
+        return self.privileged_state()
+
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now, (4,) float32: clipped to [-1, 1], gripper `GRIPPER_OPEN` or
         `GRIPPER_CLOSED` (`GENTLE_GRIPS` for some tasks).

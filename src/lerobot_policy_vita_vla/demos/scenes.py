@@ -1,7 +1,7 @@
 """What recording and evaluation need to know of a suite of tasks: the only place that knows more than one.
 
 A scene has ``task``, ``task_description``, ``rendering``, ``reset(seed)``, ``step``, ``render``,
-``privileged_state`` and ``expert_action``: `metaworld.SceneEnv` and `libero.LiberoScene`.
+``privileged_state``, ``known_state`` and ``expert_action``: `metaworld.SceneEnv` and `libero.LiberoScene`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Scenes:
         state_names: Name of each number of the state.
         action_names: Name of each number of an action.
         action_meaning: Their meaning and range in words.
-        privileged_dim: Numbers of the privileged state that a recording keeps; None where tasks differ.
+        privileged_dim: Numbers of a scene's ``known_state``, which recordings keep.
         noise: Levels of the disturbance while recording (`expert.Disturbance`).
         kick_chance: Chance per step of a kick.
         packages: Whose versions a recording notes.
@@ -56,7 +56,7 @@ class Scenes:
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     action_meaning: dict[str, str]
-    privileged_dim: int | None
+    privileged_dim: int
     noise: tuple[float, ...]
     kick_chance: float
     packages: tuple[str, ...]
@@ -110,7 +110,7 @@ LIBERO = Scenes(
     state_names=libero_suite.STATE_NAMES,
     action_names=libero_suite.ACTION_NAMES,
     action_meaning=libero_suite.ACTION_MEANING,
-    privileged_dim=None,
+    privileged_dim=6,
     # Our choice: an action is up to 5 cm here, five times Meta-World's, and a kick would throw a held thing.
     noise=(0.0, 0.05, 0.1),
     kick_chance=0.0,

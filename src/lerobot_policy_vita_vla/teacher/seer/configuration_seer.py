@@ -67,8 +67,8 @@ class SeerConfig(PreTrainedConfig):
         foresight_steps: How far ahead the predicted image lies (Seer's code: 3).
         auxiliary_weight: Weight of predicting object positions from the image tokens; needs a dataset with
             the privileged ``observation.environment_state``.
-        auxiliary_indices: Which numbers of the privileged state are predicted. Default: Meta-World's object
-            position (4:7) and goal position (36:39).
+        auxiliary_indices: Which numbers of the privileged state are predicted. None, filled in: of
+            Meta-World's 39 the object's position (4:7) and the goal's (36:39), else all.
         auxiliary_scale: Standardises the predicted numbers, same unit (metres): our choice, about the spread
             of an object's position within one task.
         image_shift_px: Largest random shift per axis in training, pixels at the encoder.
@@ -126,7 +126,7 @@ class SeerConfig(PreTrainedConfig):
     foresight_weight: float | None = None
     foresight_steps: int = 3
     auxiliary_weight: float | None = None
-    auxiliary_indices: list[int] = field(default_factory=lambda: [4, 5, 6, 36, 37, 38])
+    auxiliary_indices: list[int] | None = None
     auxiliary_scale: float = 0.05
     image_shift_px: int | None = None
     brightness: float | None = None

@@ -18,6 +18,10 @@ STATE, ACTION = "observation.state", "action"
 SMALLEST_STD = 1e-4
 
 
+# Of Meta-World's privileged state: the object and the goal.
+METAWORLD_SIZE, METAWORLD_POSITIONS = 39, [4, 5, 6, 36, 37, 38]
+
+
 def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: Any) -> None:
     """Note action scales, gripper dimensions and recording conventions in ``config``.
 
@@ -52,6 +56,9 @@ def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: 
             f"auxiliary_weight {config.auxiliary_weight} needs the dataset's {PRIVILEGED_STATE}, which it "
             "does not have; pass --policy.auxiliary_weight=0"
         )
+    if config.auxiliary_weight > 0 and config.auxiliary_indices is None:
+        size = len(torch.as_tensor(stats[PRIVILEGED_STATE]["mean"]).flatten()) if stats else METAWORLD_SIZE
+        config.auxiliary_indices = METAWORLD_POSITIONS if size == METAWORLD_SIZE else list(range(size))
     if recording := remembered(dataset_meta):
         config.recording = recording
 

@@ -131,14 +131,16 @@ class SeerNetwork(nn.Module):
         check_shape("pictures", pictures_BHN3hw, b, self.n_obs_steps, n, 3, None, None)
         check_shape("state", state_BHS, b, self.n_obs_steps, self.state_dim)
         h = self.n_obs_steps
-        text_BF = self.instruction_encoder(instructions if self.use_instruction else [""] * b)
+        instructions = instructions if self.use_instruction else [""] * b
+        text_BF = self.instruction_encoder(instructions)
         text_BE = self.text_projector(text_BF)
         state_BHS = (state_BHS.float() - self.state_mean) / self.state_std
         state_BHE = self.state_encoder(state_BHS if self.use_state else torch.zeros_like(state_BHS))
-        pictures_X3hw = pictures_BHN3hw.flatten(0, 2)
-        if not self.use_images:
-            pictures_X3hw = torch.zeros_like(pictures_X3hw)
-        tokens_XQC, summary_XC = self.image_encoder(pictures_X3hw, text_BF.repeat_interleave(h * n, dim=0))
+        if self.use_images:
+            text_XF = text_BF.repeat_interleave(h * n, dim=0)
+            tokens_XQC, summary_XC = self.image_encoder(pictures_BHN3hw.flatten(0, 2), text_XF)
+        else:
+            tokens_XQC, summary_XC = self._black(pictures_BHN3hw, text_BF, instructions)
         tokens_BHNQC = tokens_XQC.unflatten(0, (b, h, n))
         summary_BHNC = summary_XC.unflatten(0, (b, h, n))
         images = [project(tokens_BHNQC[:, :, i]) for i, project in enumerate(self.image_projectors)]
@@ -153,6 +155,18 @@ class SeerNetwork(nn.Module):
         ]
         # Autocast leaves some of them in bfloat16; the residual stream starts in float32.
         return torch.cat([part.float() for part in parts], dim=2)
+
+    def _black(
+        self, pictures_BHN3hw: Tensor, text_BF: Tensor, instructions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """What the image encoder makes of black pictures, which differ by the instruction alone: one each."""
+        distinct = list(dict.fromkeys(instructions))
+        text_DF = text_BF[[instructions.index(text) for text in distinct]]
+        black_D3hw = torch.zeros_like(pictures_BHN3hw[: len(distinct), 0, 0])
+        tokens_DQC, summary_DC = self.image_encoder(black_D3hw, text_DF)
+        copies = self.n_obs_steps * self.layout.n_cameras
+        rows = [distinct.index(text) for text in instructions for _ in range(copies)]
+        return tokens_DQC[rows], summary_DC[rows]
 
     def transform(self, tokens_BHKE: Tensor) -> Tensor:
         """Tokens -> the trunk's output, (B, H, K, E)."""
