@@ -7,7 +7,8 @@ Meta-World difficulty group; ``key=a-b`` the difference of two labels, paired by
 ``key=ablation:VARIANT@STEPS`` two-stage minus that variant at that finetune budget over the training seeds,
 from RUN/ablation/ablations.json; ``key=FILE.json:field`` a number of a file in RUN,
 ``key=FILE.json:field/60`` divided. Only text is copied (manifest, episodes, results, learning curves,
-commands), no weights, no videos; and of RUN and RUN/ablation only what the numbers come from.
+commands, what the recording says of itself), no weights, no videos; and of RUN and RUN/ablation only what the
+numbers come from.
 
     python scripts/publish.py results/bench --command "vita-vla bench align" a.x=align.json:align_x
 """
@@ -20,6 +21,7 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+from lerobot_policy_vita_vla.conventions import RECORDING_FILE
 from lerobot_policy_vita_vla.demos.suite import task_groups
 from lerobot_policy_vita_vla.evaluation.results import (
     outcomes,
@@ -41,7 +43,8 @@ def copy_text(run: Path, target: Path, numbers: list[str]) -> None:
     ablation = [value.startswith(ABLATION) for value in numbers]
     if not numbers or not all(ablation):
         folders = [p for label in (run / "eval").glob("*") for p in (label, run / label.name)]
-        _copy(run, target, [run / name for name in TEXT] + [p / name for p in folders for name in ROW_TEXT])
+        files = [run / name for name in TEXT] + [p / name for p in folders for name in ROW_TEXT]
+        _copy(run, target, [*files, run / "demos" / RECORDING_FILE])
     if not numbers or any(ablation):
         of = run / "ablation"
         folders = [*of.glob("eval/*"), *(p.parent for p in of.glob("students/*/checkpoints"))]

@@ -293,6 +293,14 @@ def tasks_text(folder: Path, labels: dict[str, str]) -> str:
     for task in tasks:
         name = f"`{task}`: {said[task]}" if task in said else f"`{task}`"
         rows.append([name, *(_number(result["tasks"][task]["success_rate"]) for result in columns)])
+    recording = folder / "demos" / "meta" / "vita_vla.json"
+    if recording.is_file():
+        made = json.loads(recording.read_text())
+        rows[0].append("expert while recording")
+        rows[1].append("---")
+        for row, counted in zip(rows[2:], (tasks, *([task] for task in tasks)), strict=True):
+            kept, tried = (sum(made[key][task] for task in counted) for key in ("kept", "tried"))
+            row.append(f"{kept} of {tried}")
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -45,6 +45,8 @@ def run(tmp_path):
         ),
         "eval/teacher/episodes.jsonl": "",
         "teacher/train_log.jsonl": "",
+        "demos/meta/vita_vla.json": "{}",
+        "demos/data/frames.parquet": "",
         "ablation/ablations.json": json.dumps({"rows": [], "comparisons": [COMPARISON]}),
         "ablation/process_2.log": "",
     }
@@ -90,6 +92,7 @@ def test_a_rate_is_published_without_the_ablation(publish, run, tmp_path):
     assert summary["a.teacher"]["value"] == 0.5
     assert copied(tmp_path / "five") == {
         "manifest.json",
+        "demos/meta/vita_vla.json",
         "eval/teacher/result.json",
         "eval/teacher/episodes.jsonl",
         "teacher/train_log.jsonl",
