@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.bench import flops, harness, policies, random_vlm, students
 from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.pictures import StoredPictures, embed_pictures
 
@@ -151,28 +151,12 @@ def _work(network: Any, shape: random_vlm.Shape, seen: students.Inputs, ways: di
 
 def _teacher(image_size: int, device: str) -> Callable[[students.Inputs], Tensor]:
     """Seer, preset tiny, with random weights, on the two cameras."""
-    from lerobot.configs.types import FeatureType, PolicyFeature
-
-    from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
-    from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
     from lerobot_policy_vita_vla.teacher.seer.teacher import SeerTeacher
 
-    cameras = ("observation.images.front", "observation.images.wrist")
-    picture = PolicyFeature(type=FeatureType.VISUAL, shape=(3, image_size, image_size))
-    state = PolicyFeature(type=FeatureType.STATE, shape=(students.STATE,))
-    config = SeerConfig(
-        preset="tiny",
-        device=device,
-        chunk_size=students.CHUNK,
-        auxiliary_weight=0.0,
-        input_features=dict.fromkeys(cameras, picture) | {"observation.state": state},
-        output_features={"action": PolicyFeature(type=FeatureType.ACTION, shape=(students.ACTION,))},
-        action_spec=students.LIBERO.spec.to_dict(),
-    )
-    teacher = SeerTeacher(SeerPolicy(config).eval()).to(device)
+    teacher = SeerTeacher(policies.tiny_teacher(image_size, device).eval()).to(device)
 
     def targets(seen: students.Inputs) -> Tensor:
-        batch = dict(zip(cameras, seen.images, strict=True))
+        batch = dict(zip(policies.CAMERAS, seen.images, strict=True))
         batch |= {"observation.state": seen.state, "task": seen.tasks}
         features = teacher.targets(batch).features_BTE
         # Its width is its own; the target only has to have the student's.

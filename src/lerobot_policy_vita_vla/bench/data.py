@@ -70,7 +70,7 @@ def _record(root: Path, image: int, frames: int) -> Any:
     """Noise, which is the worst case for a picture format."""
     from lerobot.datasets import LeRobotDataset
 
-    from lerobot_policy_vita_vla.bench.train import CAMERAS
+    from lerobot_policy_vita_vla.bench.policies import CAMERAS
 
     picture = {"dtype": "image", "shape": (image, image, 3), "names": ["height", "width", "channels"]}
     features = dict.fromkeys(CAMERAS, picture) | {
@@ -115,7 +115,8 @@ def _batches(dataset: Any, batch_size: int, *, cached: bool) -> Callable[[], dic
 
 
 def _mini_step(teacher: Path, batches: Callable[[], dict]) -> Callable[[], None]:
-    from lerobot_policy_vita_vla.bench.train import CAMERAS, finetune_policy, lerobot_step
+    from lerobot_policy_vita_vla.bench.policies import CAMERAS, finetune_policy
+    from lerobot_policy_vita_vla.bench.train import lerobot_step
 
     batch = batches()
     # As the training loop hands pictures on.

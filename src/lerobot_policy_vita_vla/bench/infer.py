@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.bench import flops, harness, policies, random_vlm, students
 from lerobot_policy_vita_vla.vla.action_modules import ActionQueries
 from lerobot_policy_vita_vla.vla.engine import Engine
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
@@ -114,33 +114,9 @@ def pair(shape: random_vlm.Shape, device: str) -> tuple[VitaVLANetwork, nn.Modul
         # SmolVLA reads its VLM's shape and processor from a name; a folder will do.
         vlm.config.save_pretrained(folder)
         ours.backbone.processor.save_pretrained(folder)
-        theirs = smolvla(shape, Path(folder), device)
+        theirs = policies.smolvla(Path(folder), shape, device, load_vlm_weights=False)
     theirs.model.vlm_with_expert.vlm.load_state_dict(vlm.state_dict())
     return ours, theirs.eval().requires_grad_(False).to(device)
-
-
-def smolvla(shape: random_vlm.Shape, folder: Path, device: str) -> nn.Module:
-    """LeRobot's policy in its own default settings, around the VLM of a folder."""
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
-    picture = PolicyFeature(type=FeatureType.VISUAL, shape=(3, shape.image, shape.image))
-    state = PolicyFeature(type=FeatureType.STATE, shape=(students.STATE,))
-    config = SmolVLAConfig(
-        vlm_model_name=str(folder),
-        load_vlm_weights=False,
-        num_vlm_layers=shape.text[2],
-        resize_imgs_with_padding=(shape.image, shape.image),
-        device=device,
-        input_features={_camera(i): picture for i in range(2)} | {"observation.state": state},
-        output_features={"action": PolicyFeature(type=FeatureType.ACTION, shape=(students.ACTION,))},
-    )
-    return SmolVLAPolicy(config)
-
-
-def _camera(index: int) -> str:
-    return f"observation.images.camera{index + 1}"
 
 
 def set_type(ours: VitaVLANetwork, theirs: nn.Module, dtype: str) -> None:
@@ -176,7 +152,7 @@ def sides(
     longer = _copy_with_queries(ours, LONG_CHUNK)
     short_engine, long_engine = Engine(ours), Engine(longer)
     words = ours.backbone.processor.tokenizer(seen.tasks[0] + "\n", return_tensors="pt")
-    batch = {_camera(i): image for i, image in enumerate(images)} | {
+    batch = dict(zip(policies.CAMERAS, images, strict=True)) | {
         "observation.state": state,
         OBS_LANGUAGE_TOKENS: words["input_ids"].to(device),
         OBS_LANGUAGE_ATTENTION_MASK: words["attention_mask"].bool().to(device),

@@ -20,12 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from lerobot_policy_vita_vla.bench import flops, harness, random_vlm, students
+from lerobot_policy_vita_vla.bench import flops, harness, policies, random_vlm, students
 
-CAMERAS = ("observation.images.front", "observation.images.wrist")
 SMOLVLA_CHUNK = 50
 """SmolVLA's own; ours predicts 3 actions (paper)."""
 
@@ -45,10 +43,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         vlm = random_vlm.save(shape, Path(folder) / "vlm", "bfloat16")
-        ours = finetune_policy(vlm, Path(folder) / "teacher", shape.image, args.device)
+        ours = policies.finetune_policy(vlm, Path(folder) / "teacher", shape.image, args.device)
+
+        def smolvla(expert_only: bool) -> Any:
+            lengths = {"chunk_size": chunk, "n_action_steps": chunk}
+            scope = {"load_vlm_weights": True, "train_expert_only": expert_only}
+            return policies.smolvla(vlm, shape, args.device, **lengths, **scope).to(args.device)
+
         theirs = {
-            "SmolVLA, VLM": _smolvla(vlm, shape, chunk, args.device, expert_only=False),
-            "SmolVLA, default": _smolvla(vlm, shape, chunk, args.device, expert_only=True),
+            "SmolVLA, VLM": smolvla(False),
+            "SmolVLA, default": smolvla(True),
         }
         # Their preprocessors read the tokenizer from the folder.
         batches = {size: _batch(shape.image, batch_size, size) for size in (students.CHUNK, chunk)}
@@ -85,76 +89,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return flops.beside_peak(figures, work["step"], seconds, args.device)
 
 
-def _features(image: int) -> tuple[dict, dict]:
-    from lerobot.configs.types import FeatureType, PolicyFeature
-
-    picture = PolicyFeature(type=FeatureType.VISUAL, shape=(3, image, image))
-    state = PolicyFeature(type=FeatureType.STATE, shape=(students.STATE,))
-    action = PolicyFeature(type=FeatureType.ACTION, shape=(students.ACTION,))
-    return dict.fromkeys(CAMERAS, picture) | {"observation.state": state}, {"action": action}
-
-
-def _stats() -> dict[str, dict[str, np.ndarray]]:
-    sizes = {"observation.state": students.STATE, "action": students.ACTION}
-    values = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0}
-    return {key: {k: np.full(n, v, np.float32) for k, v in values.items()} for key, n in sizes.items()}
-
-
-def finetune_policy(vlm: str | Path, teacher: Path, image: int, device: str) -> Any:
-    """Our student in stage only_finetune, whose step is finetune's.
-
-    Args:
-        vlm: Folder, or ``"mini"``.
-        teacher: Where a random teacher is written; it gives the decoder.
-        image: Pixels along each side of the two cameras' pictures.
-        device: Where it runs.
-    """
-    from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
-    from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
-    from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
-    from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
-
-    inputs, outputs = _features(image)
-    common = {"device": device, "input_features": inputs, "output_features": outputs}
-    # Its decoder and the actions' scale are all that finetuning takes from it.
-    seer = SeerConfig(
-        preset="tiny",
-        chunk_size=students.CHUNK,
-        auxiliary_weight=0.0,
-        action_spec=students.LIBERO.spec.to_dict(),
-        **common,
-    )
-    SeerPolicy(seer).save_pretrained(teacher)
-    config = VitaVLAConfig(
-        stage="only_finetune", teacher_path=str(teacher), vlm=str(vlm), dtype="bfloat16", **common
-    )
-    return VitaVLAPolicy(config, dataset_stats=_stats()).to(device)
-
-
-def _smolvla(vlm: Path, shape: random_vlm.Shape, chunk: int, device: str, *, expert_only: bool) -> Any:
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
-    inputs, outputs = _features(shape.image)
-    config = SmolVLAConfig(
-        vlm_model_name=str(vlm),
-        load_vlm_weights=True,
-        num_vlm_layers=shape.text[2],
-        train_expert_only=expert_only,
-        chunk_size=chunk,
-        n_action_steps=chunk,
-        resize_imgs_with_padding=(shape.image, shape.image),
-        device=device,
-        input_features=inputs,
-        output_features=outputs,
-    )
-    return SmolVLAPolicy(config).to(device)
-
-
 def _batch(image: int, batch_size: int, chunk: int) -> dict[str, Any]:
     seen = students.inputs(image, batch_size=batch_size)
     draw = torch.Generator().manual_seed(1)
-    return dict(zip(CAMERAS, seen.images, strict=True)) | {
+    return dict(zip(policies.CAMERAS, seen.images, strict=True)) | {
         "observation.state": seen.state,
         "task": seen.tasks,
         "action": torch.rand(batch_size, chunk, students.ACTION, generator=draw) * 2 - 1,
@@ -170,7 +108,7 @@ def lerobot_step(policy: Any, batch: dict[str, Any], device: str) -> Callable[[]
     from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
     config = policy.config
-    preprocessor, _ = make_pre_post_processors(config, dataset_stats=_stats())
+    preprocessor, _ = make_pre_post_processors(config, dataset_stats=policies.stats())
     preset = config.get_optimizer_preset()
     optimizer = preset.build(policy.get_optim_params())
     accelerator = Accelerator(cpu=device == "cpu", step_scheduler_with_optimizer=False)
@@ -193,7 +131,7 @@ def _learned(policy: Any) -> int:
 def _work(policy: Any, shape: random_vlm.Shape, batch: dict, step: Callable[[], None]) -> dict[str, Any]:
     """FLOP of our step, and of its language model per sample: counted and by formula."""
     suffix = 1 + students.CHUNK
-    images = [batch[camera] for camera in CAMERAS]
+    images = [batch[camera] for camera in policies.CAMERAS]
     prompt = policy.network.backbone.prompts.encode(images, batch["task"], suffix)
     tokens = prompt.tokens["input_ids"].shape[1]
     formula = flops.naive_step(students.text_shape(shape), tokens - suffix, suffix, learns=True)
