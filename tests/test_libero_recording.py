@@ -90,6 +90,23 @@ def test_a_broken_convention_is_caught_and_named_alone(name, simulator, tmp_path
         assert report.settings == case.settings
 
 
+def test_starts_are_told_apart_by_where_things_are(simulator, libero, tmp_path):
+    """The arm begins alike from every seed, and attempts that failed shift which seed an episode has."""
+    from dataclasses import replace
+
+    from lerobot_policy_vita_vla.demos.replay import replay
+
+    made, _ = bench()
+    third = replace(made, seed=SEED + 2)
+    root = third.write(tmp_path / "demos", third.demonstrations())
+    info = RecordingInfo.load(root)
+    info.seeds, info.tried = {TASK: [SEED, SEED + 3]}, {TASK: 4}
+    info.save(root)
+    report = replay(root, simulator=LiberoSimulator(info))
+    assert report.ok, str(report)
+    assert str((TASK, SEED + 2)) in report.verdicts["initial_state"].found
+
+
 def test_a_recording_carries_its_conventions(libero, tmp_path):
     from lerobot.datasets import LeRobotDataset
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE
 from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.demos.libero_suite import CAMERAS, find_protocol, locate
 from lerobot_policy_vita_vla.demos.replay_metaworld import MetaworldSimulator
@@ -86,8 +87,9 @@ class LiberoSimulator:
         self._scene.step(np.asarray(action, dtype=np.float32))
 
     def state(self) -> dict[str, np.ndarray]:
-        """What the policy reads (8,)."""
-        return {STATE: self._scene.state().astype(np.float32)}
+        """What the policy reads (8,), and where things are (6,), which tells one start from another."""
+        known = self._scene.known_state().astype(np.float32)
+        return {STATE: self._scene.state().astype(np.float32), PRIVILEGED_STATE: known}
 
     def render(self) -> dict[str, np.ndarray]:
         """Both cameras, in the protocol's orientation."""

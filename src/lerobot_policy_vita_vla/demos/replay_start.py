@@ -147,8 +147,8 @@ def judge_start(
 def blame_start(report: ReplayReport, start: Hashable) -> None:
     """Say that another start was recorded where the first numbers fit and nothing else does.
 
-    A state may hold the robot alone, as LIBERO's does, which begins alike from every seed; where things stand
-    shows in the first picture, before any action, and in what happens when they are touched.
+    A state may hold the robot alone, which in LIBERO begins alike from every seed; where things stand shows
+    in the first picture, before any action, and in what happens when they are touched.
 
     Args:
         report: ``trajectory`` and ``pictures`` become ``initial_state`` if both are broken.
