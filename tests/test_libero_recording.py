@@ -90,6 +90,15 @@ def test_a_broken_convention_is_caught_and_named_alone(name, simulator, tmp_path
         assert report.settings == case.settings
 
 
+def test_seeds_of_another_recording_are_called_that_and_nothing_else(libero, tmp_path):
+    from replay_cases import cases
+
+    made, sound = bench()
+    # Its simulator is opened anew: it is to believe the seeds that the recording names.
+    report = made.run(cases(LIBERO)["seeds of another recording"], sound, tmp_path / "demos")
+    assert report.broken == ["initial_state"], str(report)
+
+
 def test_starts_are_told_apart_by_where_things_are(simulator, libero, tmp_path):
     """The arm begins alike from every seed, and attempts that failed shift which seed an episode has."""
     from dataclasses import replace
