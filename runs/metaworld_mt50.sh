@@ -6,8 +6,7 @@
 # SIZE=cpu (default where there is no GPU): of each difficulty's tasks in alphabetical order every fourth from the
 # first on, 14 in all; 60 demonstrations and 10 evaluation episodes each. Two CPU cores, about two hours.
 # Pictures of 128 px; steps per task as in runs/heldout.sh or more. Continues where it was stopped.
-# Expected: results/mt50/ and the keys c.mt50_* of results/summary.json. SIZE=cpu was run without its last two
-# teachers (blind, state-only) so far, SIZE=gpu not yet.
+# Expected: results/mt50/ and the keys c.mt50_* of results/summary.json. SIZE=gpu was not run yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VITA=.venv/bin/vita-vla
