@@ -5,9 +5,10 @@
 # 30 demonstrations per task and pictures of 96 px for recording, training and evaluation; the tiny teacher and
 # the mini VLM. 10 tasks x STARTS episodes per policy and suite: 50 with the default of 5 per task, which two cores
 # can render; on a machine with a GPU STARTS=20.
-# Hardware: two CPU cores. Wall time for Object, which shared them with another run: recording 45 min, training
-# 65 min, evaluation 8 min. Needs the extra `libero` and the assets (docs/libero.md).
-# Expected: results/libero/<suite>/ and the keys c.libero_* of results/summary.json. Spatial has not been run yet.
+# Hardware: two CPU cores. Wall time per suite, with the other suite beside it (SUITES=... in two shells, each with
+# OMP_NUM_THREADS=1): recording 20 to 45 min, training 85 min, evaluation 15 to 20 min. Needs the extra `libero` and
+# the assets (docs/libero.md).
+# Expected: results/libero/<suite>/ and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
