@@ -99,7 +99,7 @@ def test_seeds_of_another_recording_are_called_that_and_nothing_else(libero, tmp
     assert report.broken == ["initial_state"], str(report)
 
 
-def test_starts_are_told_apart_by_where_things_are(simulator, libero, tmp_path):
+def test_starts_are_told_apart_by_where_things_are(libero, tmp_path):
     """The arm begins alike from every seed, and attempts that failed shift which seed an episode has."""
     from dataclasses import replace
 
@@ -111,7 +111,7 @@ def test_starts_are_told_apart_by_where_things_are(simulator, libero, tmp_path):
     info = RecordingInfo.load(root)
     info.seeds, info.tried = {TASK: [SEED, SEED + 3]}, {TASK: 4}
     info.save(root)
-    report = replay(root, simulator=LiberoSimulator(info))
+    report = replay(root)
     assert report.ok, str(report)
     assert str((TASK, SEED + 2)) in report.verdicts["initial_state"].found
 

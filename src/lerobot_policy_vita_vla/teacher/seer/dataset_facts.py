@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 STATE, ACTION = "observation.state", "action"
 # Below this, a number of the state counts as constant; dividing by its spread would only amplify noise.
 SMALLEST_STD = 1e-4
-
-
 # Of Meta-World's privileged state: the object and the goal.
-METAWORLD_SIZE, METAWORLD_POSITIONS = 39, [4, 5, 6, 36, 37, 38]
+METAWORLD_SIZE, METAWORLD_POSITIONS = 39, (4, 5, 6, 36, 37, 38)
 
 
 def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: Any) -> None:
@@ -58,7 +56,7 @@ def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: 
         )
     if config.auxiliary_weight > 0 and config.auxiliary_indices is None:
         size = len(torch.as_tensor(stats[PRIVILEGED_STATE]["mean"]).flatten()) if stats else METAWORLD_SIZE
-        config.auxiliary_indices = METAWORLD_POSITIONS if size == METAWORLD_SIZE else list(range(size))
+        config.auxiliary_indices = list(METAWORLD_POSITIONS if size == METAWORLD_SIZE else range(size))
     if recording := remembered(dataset_meta):
         config.recording = recording
 
