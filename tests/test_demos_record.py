@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,3 +176,15 @@ def test_an_expert_that_hardly_succeeds_stops_the_recording(tmp_path):
 def test_settings_are_plain_json():
     settings = recording_settings(["reach-v3"], 4, "light", 16, 0, None)
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_recording_in_one_process_ends_without_a_word_of_simulator_or_video_decoder(tmp_path):
+    """Simulators that live to the interpreter's end outlive their display; torchcodec lacks FFmpeg here or not."""
+    script = (
+        "from lerobot_policy_vita_vla.demos.record import record\n"
+        f"record('reach', 1, {str(tmp_path / 'demos')!r}, observation_size=16, workers=1, progress=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("MUJOCO_GL=")]
+    assert said == []

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.contracts import ActionSpec
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.evaluation.results import write_json
 from lerobot_policy_vita_vla.vla.engine_precision import PRECISIONS
 
@@ -144,7 +145,7 @@ def predict(folder: Path, demos: Path, settings: dict[str, Any], frames: int, de
 
     from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
 
-    dataset = LeRobotDataset(demos.name, root=demos)
+    dataset = LeRobotDataset(demos.name, root=demos, video_backend=VIDEO_BACKEND)
     chosen = np.linspace(0, len(dataset) - 1, min(frames, len(dataset))).astype(int)
     with variant(folder, settings) as changed:
         config = PreTrainedConfig.from_pretrained(changed)

@@ -14,6 +14,7 @@ import numpy as np
 from lerobot_policy_vita_vla.conventions import RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos.check_files import PICTURES, Layout, read_layout
 from lerobot_policy_vita_vla.demos.check_values import check_episodes, check_values, read_columns
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.demos.declared import DECLARED_AS, command, is_label, looks_like
 from lerobot_policy_vita_vla.demos.findings import ERROR, NOTE, WARNING, Finding, Findings, format_findings
 
@@ -103,7 +104,7 @@ def _check_pictures(layout: Layout, repo_id: str, sample_episodes: int) -> Itera
     from lerobot.datasets import LeRobotDataset
 
     try:
-        dataset = LeRobotDataset(repo_id, root=layout.root)
+        dataset = LeRobotDataset(repo_id, root=layout.root, video_backend=VIDEO_BACKEND)
     except Exception as error:
         yield Finding(ERROR, f"LeRobot cannot open the dataset: {error}", "download or record it again")
         return
@@ -118,7 +119,7 @@ def _check_pictures(layout: Layout, repo_id: str, sample_episodes: int) -> Itera
                 yield Finding(
                     ERROR,
                     f"the pictures of {where} cannot be decoded: {type(error).__name__}: {error}",
-                    "download or record it again; for videos try --dataset.video_backend=pyav",
+                    "download or record it again",
                 )
                 break
             yield from _check_picture_values(layout, frame, where)

@@ -22,6 +22,10 @@ from lerobot_policy_vita_vla.demos.scenes import METAWORLD, Scenes
 
 STATE, ACTION = "observation.state", "action"
 
+VIDEO_BACKEND = "pyav"
+"""What all our readers and writers name. Left to itself LeRobot tries torchcodec, whether there are videos or
+not, which without FFmpeg's libraries prints a hundred lines of traceback and then takes this one."""
+
 
 def features(scenes: Scenes, observation_size: int) -> dict[str, dict]:
     """LeRobot's feature table for a recording of a suite with pictures of ``observation_size`` pixels."""
@@ -60,6 +64,7 @@ class DatasetWriter:
             features=features(scenes, observation_size),
             robot_type=scenes.robot,
             use_videos=False,
+            video_backend=VIDEO_BACKEND,
         )
 
     def append(self, demonstration: Demonstration, instruction: str) -> None:

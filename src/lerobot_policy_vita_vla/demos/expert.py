@@ -7,6 +7,7 @@ Laskey et al. 2017). Nothing is random beyond the seed: an attempt is a function
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from dataclasses import asdict, dataclass
@@ -169,3 +170,12 @@ def _environment(suite: str, task: str, quality: str, observation_size: int, pro
     # Building a simulator costs as much as a demonstration; a worker keeps the task it is at and the one
     # before.
     return make_scene(suite, task, quality=quality, observation_size=observation_size, protocol=protocol)
+
+
+def forget_scenes() -> None:
+    """Free the simulators that `run_attempt` keeps in this process.
+
+    Left to the interpreter's end, they would outlive the display that they draw on, and say so in tracebacks.
+    """
+    _environment.cache_clear()
+    gc.collect()  # MuJoCo's renderers and contexts refer to each other

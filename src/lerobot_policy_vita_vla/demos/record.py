@@ -27,7 +27,12 @@ from typing import Any
 from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos import scenes as suites
 from lerobot_policy_vita_vla.demos.dataset import DatasetWriter
-from lerobot_policy_vita_vla.demos.expert import Disturbance, load_demonstration, run_attempt
+from lerobot_policy_vita_vla.demos.expert import (
+    Disturbance,
+    forget_scenes,
+    load_demonstration,
+    run_attempt,
+)
 from lerobot_policy_vita_vla.demos.gl import ensure_gl
 from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
 from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings, refuse_differences
@@ -123,6 +128,8 @@ def record(
             f"the disk that holds {scratch} is full. Free some space (an episode at 96 px takes about 1 MB) "
             "and run the same command again: finished episodes are kept",
         ) from error
+    finally:
+        forget_scenes()
     info.save(scratch / "dataset")
     root.parent.mkdir(parents=True, exist_ok=True)
     os.replace(scratch / "dataset", root)

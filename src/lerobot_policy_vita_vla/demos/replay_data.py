@@ -16,6 +16,7 @@ from lerobot_policy_vita_vla.contracts import EXECUTED_ACTION, PRIVILEGED_STATE
 from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.demos.check_files import PICTURES, read_layout
 from lerobot_policy_vita_vla.demos.check_values import check_episodes, read_columns
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.demos.findings import Findings
 
 ACTION, STATE = "action", "observation.state"
@@ -140,7 +141,7 @@ class Recording:
     def _dataset(self):
         from lerobot.datasets import LeRobotDataset
 
-        return LeRobotDataset(f"local/{self.root.name}", root=self.root)
+        return LeRobotDataset(f"local/{self.root.name}", root=self.root, video_backend=VIDEO_BACKEND)
 
 
 def _decoded(file: bytes) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 
 from lerobot_policy_vita_vla.contracts import ActionSpec
 from lerobot_policy_vita_vla.conventions import match_cameras
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder
 
 SAMPLES = 512
@@ -169,7 +170,7 @@ def _batches(
     deltas = {"action": [t / meta.fps for t in range(teacher.chunk_size)]}
     if frames > 1:
         deltas |= dict.fromkeys((*meta.camera_keys, STATE), [t / meta.fps for t in range(1 - frames, 1)])
-    dataset = LeRobotDataset(root.name, root=root, delta_timestamps=deltas)
+    dataset = LeRobotDataset(root.name, root=root, delta_timestamps=deltas, video_backend=VIDEO_BACKEND)
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(dataset))[:samples])
     # In this process: starting loader processes costs more than reading a few hundred frames.

@@ -19,6 +19,7 @@ import torch
 
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES
 from lerobot_policy_vita_vla.conventions import match_cameras
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.demos.fingerprint import fingerprint
 from lerobot_policy_vita_vla.vla.precomputed import TEACHER_RECORD, teacher_hash
 from lerobot_policy_vita_vla.vla.teaching import TeacherSource
@@ -59,7 +60,7 @@ def add_teacher_features(
             "much of the history a sample holds; let align run it, or train one with --policy.n_obs_steps=1"
         )
     dataset = LeRobotDataset(
-        f"local/{demos.absolute().name}", root=demos, return_uint8=True, video_backend="pyav"
+        f"local/{demos.absolute().name}", root=demos, return_uint8=True, video_backend=VIDEO_BACKEND
     )
     if TEACHER_FEATURES in dataset.meta.features:
         raise ValueError(f"{demos} holds teacher features already; use it, or start from the demos without")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
 from lerobot_policy_vita_vla.demos.fingerprint import fingerprint
 from lerobot_policy_vita_vla.vla.building import build_backbone
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
@@ -74,7 +75,7 @@ def store_vision(
     if not 0 < disk_share <= 1:
         raise ValueError(f"--disk-share must lie in (0, 1], got {disk_share}")
     dataset = LeRobotDataset(
-        f"local/{demos.absolute().name}", root=demos, return_uint8=True, video_backend="pyav"
+        f"local/{demos.absolute().name}", root=demos, return_uint8=True, video_backend=VIDEO_BACKEND
     )
     cameras = list(dataset.meta.camera_keys)
     config = VitaVLAConfig(vlm=vlm, dtype=dtype, vlm_dtype=vlm_dtype, device=device, chunk_size=1)
