@@ -179,7 +179,7 @@ def test_settings_are_plain_json():
 
 
 def test_recording_in_one_process_ends_without_a_word_of_simulator_or_video_decoder(tmp_path):
-    """Simulators that live to the interpreter's end outlive their display; torchcodec lacks FFmpeg here or not."""
+    """Simulators that live to the interpreter's end outlive their display; FFmpeg may be missing."""
     script = (
         "from lerobot_policy_vita_vla.demos.record import record\n"
         f"record('reach', 1, {str(tmp_path / 'demos')!r}, observation_size=16, workers=1, progress=False)"

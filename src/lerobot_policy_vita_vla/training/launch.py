@@ -76,7 +76,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             cpu=_device(argv) == "cpu",
         )
-    with _arguments(argv), _learning_curve(output_dir), _refusals():
+    with _arguments(argv), default_decoder_unmentioned(argv), _learning_curve(output_dir), _refusals():
         lerobot_train.train(accelerator=accelerator)
     if accelerator is None or accelerator.is_main_process:
         (output_dir / COMMAND_FILE).write_text(plain_command(argv) + "\n")
@@ -180,6 +180,27 @@ def _arguments(argv: list[str]):
         yield
     finally:
         sys.argv = saved
+
+
+@contextmanager
+def default_decoder_unmentioned(argv: list[str]):
+    """Keep LeRobot from reporting on its default video decoder where the arguments name another.
+
+    It tries torchcodec all the same, and without FFmpeg's libraries warns with a hundred lines of traceback.
+    """
+    logger = logging.getLogger("lerobot.utils.import_utils")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "torchcodec" not in record.getMessage()
+
+    named = _argument(argv, "dataset.video_backend") is not None
+    if named:
+        logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        if named:
+            logger.removeFilter(wanted)
 
 
 @contextmanager
