@@ -14,6 +14,7 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,39 @@ def tasks_text(folder: Path, labels: dict[str, str]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def precision_text(path: Path) -> str:
+    """What runs/mt50_precision.py found: one row per network, from its file."""
+    if not path.is_file():
+        return NOT_MEASURED.capitalize() + "."
+    found = json.loads(path.read_text())
+    rows = found["rows"]
+    limits = list(rows[0]["within_steps"])
+    titles = ["error of positions", "smooth-L1 threshold"]
+    titles += [f"success within {limit} steps" for limit in limits]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    for row in rows:
+        cells = [f"{1000 * row['error_m']:.0f} mm", _number(row["beta"])]
+        cells += [_rate(row["within_steps"][limit]) for limit in limits]
+        lines.append(f"| {' | '.join(cells)} |")
+    # Per task the worst of object and goal: the one is a constant in some tasks.
+    off = {
+        task: 1000 * max(_rms(errors[:3]), _rms(errors[3:]))
+        for task, errors in found["teacher_rms_error_m"].items()
+    }
+    worst, best = max(off, key=off.get), min(off, key=off.get)
+    lines.append(
+        f"\nThe trained teacher sees the worse of the two {_rms(off.values()):.0f} mm off per axis on unseen "
+        f"episodes (root mean square over tasks), {off[best]:.0f} mm in `{best}` and {off[worst]:.0f} mm in "
+        f"`{worst}`."
+    )
+    return "\n".join(lines)
+
+
+def _rms(values: Iterable[float]) -> float:
+    squares = [value * value for value in values]
+    return (sum(squares) / len(squares)) ** 0.5
+
+
 def _rate(rate: dict[str, float]) -> str:
     return f"{_number(rate['success_rate'])} ({_number(rate['low'])} - {_number(rate['high'])})"
 
@@ -334,6 +368,7 @@ def generated() -> dict[Path, str]:
         text = benchmarks.read_text()
         for name, (folder, labels) in BENCHMARKS.items():
             text = between(text, name, tasks_text(ROOT / "results" / folder, labels))
+        text = between(text, "precision", precision_text(ROOT / "results/mt50_precision/precision.json"))
         pages[benchmarks] = text
     ablations = ROOT / "docs" / "ablations.md"
     if ablations.is_file():

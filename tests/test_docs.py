@@ -379,6 +379,18 @@ def test_result_tables_show_what_is_there_and_say_what_is_not():
     assert readme_tables.OTHERS not in readme_tables.results_text({})
 
 
+def test_the_table_of_exact_seeing_gives_rates_and_the_teachers_error(tmp_path):
+    rate = {"success_rate": 0.5, "low": 0.4, "high": 0.6}
+    row = {"error_m": 0.005, "beta": 1.0, "within_steps": {"200": rate, "500": rate}}
+    eyes = {"reach-v3": [0.0, 0.0, 0.0, 0.006, 0.006, 0.006], "push-v3": [0.008, 0.008, 0.008, 0.0, 0.0, 0.0]}
+    path = tmp_path / "precision.json"
+    assert readme_tables.precision_text(path).startswith("Not measured")
+    path.write_text(json.dumps({"rows": [row], "teacher_rms_error_m": eyes}))
+    text = readme_tables.precision_text(path)
+    assert "| 5 mm | 1 | 0.5 (0.4 - 0.6) | 0.5 (0.4 - 0.6) |" in text
+    assert "7 mm off per axis" in text and "6 mm in `reach-v3` and 8 mm in `push-v3`" in text
+
+
 def test_file_map_and_readme_name_every_folder():
     folders = {path.parent for path in (ROOT / "src").rglob("*.py") if path.read_text().strip()}
     mapped = {ROOT / folder for folder in readme_tables.FOLDERS}
