@@ -5,9 +5,9 @@
 # 30 demonstrations per task and pictures of 96 px for recording, training and evaluation; the tiny teacher and
 # the mini VLM. 10 tasks x STARTS episodes per policy and suite: 50 with the default of 5 per task, which two cores
 # can render; on a machine with a GPU STARTS=20.
-# Hardware: two CPU cores. Wall time per suite, with the other suite beside it (SUITES=... in two shells, each with
-# OMP_NUM_THREADS=1): recording 20 to 45 min, training 85 min, evaluation 15 to 20 min. Needs the extra `libero` and
-# the assets (docs/libero.md).
+# Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
+# shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 35. Needs
+# the extra `libero` and the assets (docs/libero.md).
 # Expected: results/libero/<suite>/ and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
@@ -21,18 +21,23 @@ SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
 # Updates.
 TEACHER_STEPS=${TEACHER_STEPS:-6000}
-ALIGN_STEPS=${ALIGN_STEPS:-1000}
-FINETUNE_STEPS=${FINETUNE_STEPS:-1500}
+ALIGN_STEPS=${ALIGN_STEPS:-1500}
+FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
 PUBLISH=${PUBLISH:-yes}
 
 for suite in $SUITES; do
   run=$WORK/$suite
-  stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$run/demos" --out "$run/$1"; }
+  demos=$run/demos
+  stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$demos" --out "$run/$1"; }
   $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --root "$run/demos" --workers 2
   stage teacher teacher --steps "$TEACHER_STEPS"
-  stage align align --teacher "$run/teacher" --steps "$ALIGN_STEPS"
-  stage finetune finetune --from "$run/align" --steps "$FINETUNE_STEPS"
-  stage only_finetune finetune --teacher "$run/teacher" --only-finetune --steps "$FINETUNE_STEPS"
+  # Students see every frame several times: what teacher and image encoder make of it is computed once.
+  [ -d "$run/taught" ] || $VITA teacher features --demos "$demos" --teacher "$run/teacher" --out "$run/taught"
+  [ -d "$run/vision" ] || $VITA vlm features --demos "$run/taught" --out "$run/vision"
+  demos=$run/taught stored=--policy.vision_features=$run/vision
+  stage align align --teacher "$run/teacher" --steps "$ALIGN_STEPS" "$stored"
+  stage finetune finetune --from "$run/align" --steps "$FINETUNE_STEPS" "$stored"
+  stage only_finetune finetune --teacher "$run/teacher" --only-finetune --steps "$FINETUNE_STEPS" "$stored"
   $VITA eval "$run/teacher" "$run/finetune" "$run/only_finetune" expert --run "$run" \
     --suite "$suite" --episodes "$STARTS" --size "$SIZE" --quality light
   if [ "$PUBLISH" = yes ]; then
