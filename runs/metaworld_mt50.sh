@@ -4,7 +4,7 @@
 #
 # SIZE=gpu: all 50 tasks, 100 demonstrations each, 20 evaluation episodes each, 128 px. One GPU and 16 cores.
 # SIZE=cpu (default where there is no GPU): of each difficulty's tasks in alphabetical order every fourth from the
-# first on, 14 in all; 100 demonstrations and 10 evaluation episodes each, 96 px. Two CPU cores, about three hours.
+# first on, 14 in all; 100 demonstrations and 10 evaluation episodes each, 96 px. Two CPU cores, about an hour and a half.
 # Episodes end at Meta-World's own limit of 500 steps. Continues where it was stopped.
 # Both losses have the threshold of 1 of the smooth-L1 in the paper's code.
 # Expected: results/mt50/ and the keys c.mt50_* of results/summary.json. SIZE=gpu was not run yet.
