@@ -6,7 +6,8 @@
 # the mini VLM. 10 tasks x STARTS episodes per policy and suite: 50 with the default of 5 per task, which two cores
 # can render; on a machine with a GPU STARTS=20.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
-# shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 35. Needs
+# shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 15
+# without the expert. Needs
 # the extra `libero` and the assets (docs/libero.md).
 # Expected: results/libero/<suite>/ and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
