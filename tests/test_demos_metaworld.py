@@ -255,6 +255,15 @@ def test_a_simulator_that_was_imported_too_early_is_named(tmp_path):
     assert "MUJOCO_GL=" in done.stderr and "before" in done.stderr and done.returncode == 1
 
 
+def test_a_back_end_whose_library_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(gl.LIBRARIES, "osmesa", ("NoSuchMesa", "libosmesa6"))
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(ValueError, match="MUJOCO_GL=osmesa.*NoSuchMesa.*apt-get install libosmesa6.*unset"):
+        gl.ensure_gl()
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    assert gl.ensure_gl() == "glfw"
+
+
 def test_the_renderer_is_named():
     name, software = gl_renderer()
     assert name and software == is_software(name)

@@ -6,12 +6,16 @@ Users should not have to know the variable exists, so `ensure_gl` sets it.
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+
+LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
+"""Of each back end on Linux: the library that draws, and the Debian package that holds it."""
 
 SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software", "lavapipe")
 
@@ -32,14 +36,24 @@ def ensure_gl() -> str:
     systems have one back end and are left alone. Child processes inherit the choice.
 
     Raises:
-        ValueError: If no back end can draw (names the packages to install), or if MuJoCo has already chosen
-            one that needs a display that is not there.
+        ValueError: If no back end can draw (names the packages to install), if ``MUJOCO_GL`` asks for one
+            whose library is not there, or if MuJoCo has already chosen one that needs a display that is not
+            there.
     """
     # Mesa's software renderer gets slower with several threads at these picture sizes, and workers are
     # processes.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
+    if sys.platform != "linux":
         return os.environ.get("MUJOCO_GL", "default")
+    if asked := os.environ.get("MUJOCO_GL"):
+        # PyOpenGL's own message about a missing library is an AttributeError of None.
+        library, package = LIBRARIES.get(asked.lower(), (None, None))
+        if library and not _has_library(library):
+            raise ValueError(
+                f"MUJOCO_GL={asked}, but {library} is not installed: `apt-get install {package}`, or "
+                "`unset MUJOCO_GL` to use what there is"
+            )
+        return asked
     if "mujoco" in sys.modules:
         if os.environ.get("DISPLAY"):
             return "default"
@@ -51,7 +65,7 @@ def ensure_gl() -> str:
     renderer = _egl_renderer() if _has_gpu_device() else None
     if renderer and not is_software(renderer):
         choice, reason = "egl", renderer
-    elif ctypes.util.find_library("OSMesa"):
+    elif _has_library("OSMesa"):
         choice, reason = "osmesa", "software rendering: no GPU that EGL can use was found"
     elif renderer := renderer or _egl_renderer():
         choice, reason = "egl", f"software rendering: {renderer}"
@@ -89,6 +103,17 @@ def gl_renderer() -> tuple[str, bool]:
 def is_software(renderer: str) -> bool:
     """Whether an OpenGL renderer string names a software renderer."""
     return any(word in renderer.lower() for word in SOFTWARE_RENDERERS)
+
+
+def _has_library(name: str) -> bool:
+    if ctypes.util.find_library(name):
+        return True
+    # Where only the loader's own search path knows it (conda), as PyOpenGL looks for it.
+    try:
+        ctypes.CDLL(f"lib{name}.so")
+    except OSError:
+        return False
+    return True
 
 
 def _has_gpu_device() -> bool:
