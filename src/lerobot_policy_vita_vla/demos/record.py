@@ -179,11 +179,13 @@ def _emptied(root: Path) -> Path:
 
 def _run(plans: list[TaskPlan], writer: _Writer, workers: int, on_attempt, module: str) -> None:
     jobs: dict[Future, tuple[TaskPlan, int]] = {}
+    # Twice as many jobs as workers keeps them busy while this process writes an episode. One worker is this
+    # process: a second job would put off writing the first, and the progress bar would run at half speed.
+    most = 1 if workers == 1 else 2 * workers
     with worker_pool(workers, module) as pool:
         while True:
-            # Twice as many jobs as workers keeps them busy while this process writes an episode.
             for plan in plans:
-                while len(jobs) < 2 * workers and (attempt := plan.next_attempt()):
+                while len(jobs) < most and (attempt := plan.next_attempt()):
                     jobs[pool.submit(run_attempt, attempt)] = (plan, attempt.number)
             moved = writer.append_next()
             done = [job for job in jobs if job.done()]
