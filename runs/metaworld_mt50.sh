@@ -38,7 +38,7 @@ side_by_side() {  # two trainings at once, one thread each, where there is no GP
 a_teacher() { train "$1" teacher --demos "$RUN/demos" --steps "$2" "${@:3}"; }
 teacher() { a_teacher teacher $TEACHER; }
 # On CPUs the teachers that lack an input have fewer updates than the teacher, to save time, and state_only half of
-# theirs. All losses still fall at the end, so their rates are lower bounds.
+# theirs: a longer run may raise their rates.
 no_instruction() { a_teacher no_instruction $BASELINE --policy.use_instruction=false; }
 blind() { a_teacher blind_teacher $BASELINE --policy.use_images=false; }
 state_only() {
