@@ -105,6 +105,7 @@ def is_software(renderer: str) -> bool:
     return any(word in renderer.lower() for word in SOFTWARE_RENDERERS)
 
 
+@cache  # asks other programs, and everything that draws calls `ensure_gl`
 def _has_library(name: str) -> bool:
     if ctypes.util.find_library(name):
         return True
