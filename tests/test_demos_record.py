@@ -124,6 +124,25 @@ def attempt(number, **changes):
     return Attempt(**{**fields, **changes})
 
 
+@pytest.mark.parametrize(("left", "outcome"), [("00004.npz", True), ("00004.failed", False)])
+def test_an_attempt_that_finished_before_the_recording_stopped_is_not_repeated(
+    tmp_path, monkeypatch, left, outcome
+):
+    """Also one behind another that had not finished: several workers do not finish in order."""
+    from lerobot_policy_vita_vla.demos import expert
+
+    def play(env, attempt):
+        raise AssertionError("played again")
+
+    monkeypatch.setattr(expert, "demonstrate", play)
+    (tmp_path / "reach-v3").mkdir()
+    (tmp_path / "reach-v3" / left).touch()
+    assert expert.run_attempt(attempt(4, folder=str(tmp_path))) is outcome
+    with pytest.raises(AssertionError, match="played again"):
+        expert.run_attempt(attempt(3, folder=str(tmp_path)))
+    expert.forget_scenes()
+
+
 def test_labels_are_the_experts_even_where_the_arm_was_disturbed():
     env = SceneEnv("reach", observation_size=16)
     clean, noisy = demonstrate(env, attempt(0)), demonstrate(env, attempt(2))

@@ -35,6 +35,9 @@ class Hand:
     def points(self, name):
         return self.things[name]
 
+    def position(self, name):
+        return self.things[name].mean(axis=0)
+
     def obstacles(self, *without):
         rest = [points for name, points in self.things.items() if name not in without]
         return np.concatenate(rest) if rest else np.zeros((0, 3))
@@ -134,6 +137,38 @@ def test_a_bowl_is_taken_by_its_rim(arm):
     assert abs(fingers @ best.xy) / 0.059 > 0.999, "one finger inside, one outside"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_while_a_grasp_misses_the_label_is_the_way_back(arm, seed):
+    from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+    from lerobot_policy_vita_vla.demos.libero_miss import missed_grasp
+
+    hand = Hand()
+    hand.things["box_1"] = block((0.0, 0.0, 1.0), (0.06, 0.02, 0.04))
+    moves = arm(hand)
+    way, goal, above = grasps(hand, moves, "box_1")[0], np.array([0.1, 0.3]), 1.12
+    run(hand, moves.servo(way.behind(above), way.rotation))
+
+    def miss():
+        return missed_grasp(moves, "box_1", way, above, 1.2, goal, np.random.default_rng(seed))
+
+    closed = 0
+    for wanted, done in miss():
+        assert wanted[6] == -1, "a label never closes the fingers"
+        assert np.abs(wanted).max() <= 1 and wanted.dtype == done.dtype == np.float32
+        hand.act(done)
+        closed += hand.opening == 0
+        assert hand.hand[2] > 1.04 + 0.01, "above the box, whose grasp would be none to come back from"
+    assert closed >= 2 and moves.grip == -1
+    # Whoever follows the labels from where the mistake led comes back over the grasp, with open fingers.
+    labels = miss()
+    for _ in range(60):
+        wanted = next(labels, (None,))[0]
+        if wanted is None:
+            break
+        hand.act(wanted)
+    assert np.linalg.norm(hand.hand[:2] - way.xy) < 0.02 and hand.opening > 0.07
+
+
 @pytest.mark.parametrize(
     ("goals", "missing"),
     [
@@ -185,3 +220,17 @@ def test_settings_of_a_recording_name_suite_protocol_and_noise(libero_package):
     older = recording_settings(["reach-v3"], 5, "light", 96, 0, None)
     assert older["noise"] == Disturbance().to_dict() and "protocol" not in older
     assert (older["max_steps"], older["suite"]) == (260, METAWORLD.name)
+
+
+def test_missed_grasps_are_part_of_a_recordings_settings_and_libero_only(libero_package):
+    def settings(task, **given):
+        return recording_settings([task], 5, "light", 96, 1000, None, **given)
+
+    missing = settings("libero_object_3", protocol="lerobot", miss_chance=0.35)
+    assert missing["noise"]["miss_chance"] == 0.35
+    # Without them, recordings made before there were any are still recognised.
+    assert "miss_chance" not in settings("libero_object_3", protocol="lerobot")["noise"]
+    with pytest.raises(ValueError, match="only LIBERO's expert.*--misses"):
+        settings("reach-v3", miss_chance=0.35)
+    with pytest.raises(ValueError, match="lies in .0, 1., got 35"):
+        settings("libero_object_3", protocol="lerobot", miss_chance=35)

@@ -141,6 +141,36 @@ def test_a_recording_carries_its_conventions(libero, tmp_path):
     assert np.linalg.norm(hand - thing[highest]) < 0.08
 
 
+def test_a_missed_grasp_is_made_good_and_other_attempts_stay_as_they_were(libero, tmp_path):
+    from lerobot_policy_vita_vla.demos.expert import Attempt, Disturbance, demonstrate
+    from lerobot_policy_vita_vla.demos.libero import LiberoScene
+    from lerobot_policy_vita_vla.demos.record import record
+    from lerobot_policy_vita_vla.demos.replay import replay
+
+    task = "libero_object_0"
+    scene = LiberoScene(task, observation_size=16)
+
+    def attempt(miss_chance):
+        noise = Disturbance(levels=(0.0,), kick_chance=0.0, miss_chance=miss_chance)
+        return demonstrate(scene, Attempt(task, 0, 1000, "light", 16, noise, 280, 5, "", "libero", "lerobot"))
+
+    plain, spared, missed = attempt(0.0), attempt(1e-9), attempt(1.0)
+    scene.close()
+    np.testing.assert_array_equal(plain.action, spared.action)
+    np.testing.assert_array_equal(plain.action, plain.executed_action)
+    wrong = missed.executed_action[:, 6] != missed.action[:, 6]
+    assert wrong.sum() >= 8 and (missed.action[wrong, 6] == -1).all()
+    empty = missed.state[:, 6] - missed.state[:, 7] < 0.01
+    lifted = missed.environment_state[:, 2] > missed.environment_state[0, 2] + 0.05
+    assert (empty & wrong).any() and not (empty & lifted).any(), "nothing was held while the label says open"
+    assert lifted.any() and wrong.nonzero()[0].max() < lifted.nonzero()[0].min(), "then it is picked up"
+
+    root = tmp_path / "demos"
+    record(task, 1, root, observation_size=16, workers=1, progress=False, miss_chance=1.0)
+    assert RecordingInfo.load(root).noise["miss_chance"] == 1.0
+    assert (report := replay(root)).ok, str(report)
+
+
 def test_drawn_starts_do_not_depend_on_what_was_drawn_before(libero):
     from lerobot_policy_vita_vla.demos.libero import LiberoScene
 

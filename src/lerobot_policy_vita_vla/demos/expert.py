@@ -31,20 +31,28 @@ class Disturbance:
         kick_chance: Chance per step, in episodes with noise, that a kick starts: one random displacement
             repeated ``kick_steps`` times. Our choice: 0.04.
         kick_steps: Length of a kick. Our choice: 6 steps, up to 6 cm off course.
+        miss_chance: Share of attempts in which the first grasp is made to miss, LIBERO's expert only
+            (`libero_miss`).
     """
 
     levels: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     kick_chance: float = 0.04
     kick_steps: int = 6
+    miss_chance: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         if not self.levels or min(self.levels) < 0 or max(self.levels) > 1:
             raise ValueError(f"noise levels are one or more numbers in [0, 1], got {self.levels}")
+        if not 0 <= self.miss_chance <= 1:
+            raise ValueError(f"the share of missed grasps lies in [0, 1], got {self.miss_chance}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "levels": list(self.levels)}
+        """Plain JSON types; as before there were missed grasps where there are none."""
+        fields = {**asdict(self), "levels": list(self.levels)}
+        if not self.miss_chance:
+            del fields["miss_chance"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,11 @@ def run_attempt(attempt: Attempt) -> bool:
     """Run an attempt in this process and leave its result in the scratch folder; returns whether it
     succeeded.
 
-    Files appear whole or not at all, so a stopped recording can go on from what is there.
+    Files appear whole or not at all, so a stopped recording can go on from what is there. An attempt whose
+    result is there already, finished before an earlier one was when the recording stopped, is not repeated.
     """
+    if (known := attempt.outcome()) is not None:
+        return known
     attempt.path.parent.mkdir(parents=True, exist_ok=True)
     env = _environment(
         attempt.suite, attempt.task, attempt.quality, attempt.observation_size, attempt.protocol
@@ -143,10 +154,16 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
     frames, kick_left, kick, succeeded_at = [], 0, np.zeros(3), None
     env.rendering = True
     observation, _ = env.reset(seed=attempt.seed)
-    for step in range(attempt.max_steps + attempt.tail_steps):
+    limit = attempt.max_steps
+    if noise.miss_chance > 0:
+        # A generator of its own: attempts that do not miss are the same with and without it.
+        miss = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode()), 1])
+        if miss.random() < noise.miss_chance:
+            limit += env.let_expert_miss(miss)
+    for step in range(limit + attempt.tail_steps):
         action = env.expert_action()
-        executed = action.copy()
-        executed[:3] = np.clip(action[:3] + rng.normal(0.0, 1.0, 3) * level, -1.0, 1.0)
+        executed = _executed(env, action)
+        executed[:3] = np.clip(executed[:3] + rng.normal(0.0, 1.0, 3) * level, -1.0, 1.0)
         if kick_left == 0 and level > 0 and rng.random() < noise.kick_chance:
             kick_left, kick = noise.kick_steps, rng.uniform(-1.0, 1.0, 3)
         if kick_left > 0:
@@ -157,12 +174,17 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
         observation, _, success, _, _ = env.step(executed)
         if success and succeeded_at is None:
             succeeded_at = step
-        if succeeded_at is None and step + 1 >= attempt.max_steps:
+        if succeeded_at is None and step + 1 >= limit:
             return None
         if succeeded_at is not None and step >= succeeded_at + attempt.tail_steps:
             break
     pictures, *numbers = (np.stack(column) for column in zip(*frames, strict=True))
     return Demonstration(pictures, *(column.astype(np.float32) for column in numbers))
+
+
+def _executed(env, action: np.ndarray) -> np.ndarray:
+    instead = env.executed_action() if hasattr(env, "executed_action") else None
+    return (action if instead is None else instead).copy()
 
 
 @lru_cache(maxsize=2)

@@ -57,6 +57,12 @@ class Arm:
         """One action."""
         return np.clip(np.concatenate([move, turn, [self.grip]]), -1.0, 1.0).astype(np.float32)
 
+    def towards(self, target: np.ndarray, rotation: np.ndarray, speed: float, grip: float) -> np.ndarray:
+        """One action (7,) of a movement without its memory, as `servo` has; ``grip`` commands the gripper."""
+        move = _slowed((target - self.world.hand) * GAIN, speed)
+        turn = _turned(rotation, self.world.hand_rotation)
+        return np.concatenate([move, _turning(turn), [grip]]).astype(np.float32)
+
     def servo(
         self,
         target: np.ndarray,
@@ -82,7 +88,7 @@ class Arm:
         nearest, last, stalled, integral = np.inf, np.inf, 0, np.zeros(3)
         for _ in range(steps):
             off = target - self.world.hand
-            turn = Rotation.from_matrix(self.rotation @ self.world.hand_rotation.T).as_rotvec()
+            turn = _turned(self.rotation, self.world.hand_rotation)
             distance, angle = np.linalg.norm(off), np.linalg.norm(turn)
             if distance < tolerance and angle < turn_tolerance:
                 return True
@@ -94,9 +100,7 @@ class Arm:
             if distance < INTEGRAL_WITHIN and last - distance < SLOW:
                 integral = np.clip(integral + off * INTEGRAL, -INTEGRAL_LIMIT, INTEGRAL_LIMIT)
             last = distance
-            move = off * GAIN + integral
-            move *= min(1.0, speed / max(np.abs(move).max(), 1e-9))
-            yield self.command(move, np.clip(turn * TURN_GAIN, -TURN_LIMIT, TURN_LIMIT))
+            yield self.command(_slowed(off * GAIN + integral, speed), _turning(turn))
         return bool(np.linalg.norm(target - self.world.hand) < 2 * tolerance)
 
     def close(self) -> Motion:
@@ -146,3 +150,16 @@ class Arm:
         turn = np.arctan2(axis[1], axis[0]) - np.arctan2(now[1], now[0])
         turn = (turn + np.pi / 2) % np.pi - np.pi / 2
         return Rotation.from_rotvec([0.0, 0.0, turn]).as_matrix() @ self.upright, float(turn)
+
+
+def _turned(wanted: np.ndarray, there: np.ndarray) -> np.ndarray:
+    return Rotation.from_matrix(wanted @ there.T).as_rotvec()
+
+
+def _turning(turn: np.ndarray) -> np.ndarray:
+    return np.clip(turn * TURN_GAIN, -TURN_LIMIT, TURN_LIMIT)
+
+
+def _slowed(move: np.ndarray, speed: float) -> np.ndarray:
+    # The whole vector, so that the hand keeps its direction.
+    return move * min(1.0, speed / max(np.abs(move).max(), 1e-9))

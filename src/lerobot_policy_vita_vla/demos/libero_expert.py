@@ -13,8 +13,9 @@ import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
-from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
+from lerobot_policy_vita_vla.demos.libero_miss import disturbed, missed_grasp
 from lerobot_policy_vita_vla.demos.libero_world import SPACING, World, in_order
 
 TRIES = 3
@@ -38,9 +39,6 @@ BETWEEN = 0.006
 OUT_FROM_UNDER = 0.04
 """Metres that a leaning hand goes on along its slant before it rises."""
 
-UPRIGHT = -0.99
-"""Vertical part of where the fingers point, above which a hand leans."""
-
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
 
@@ -57,13 +55,18 @@ class Expert:
 
     Args:
         env: LIBERO's own environment, reset and settled.
+        miss: Lets the first grasp miss and draws how (`libero_miss`); None lets nothing miss.
+
+    Attributes:
+        executed: (7,) what the arm is to do instead of the last action while a grasp misses, else None.
 
     Raises:
         ValueError: If the task needs a skill that is missing.
     """
 
-    def __init__(self, env):
+    def __init__(self, env, miss: np.random.Generator | None = None):
         self.world = World(env)
+        self._miss, self.executed = miss, None
         if missing := unknown_goals(self.world.goals):
             raise ValueError(
                 f"the scripted expert has no skill for the goal {missing[0]!r}: leave the task out, or take "
@@ -85,6 +88,9 @@ class Expert:
                     break
             else:
                 break
+        yield from self._stay()
+
+    def _stay(self) -> Motion:
         while True:
             yield self.arm.command()
 
@@ -112,7 +118,7 @@ class Expert:
         basket = world.points(world.region_owner(region) or region.removesuffix("_contain_region"))
         rim, middle = basket[:, 2].max(), (basket[:, :2].min(0) + basket[:, :2].max(0)) / 2
         tall = np.ptp(world.points(name)[:, 2])
-        if not (yield from self._pick(name, rim + 0.055 + tall / 2)):
+        if not (yield from self._pick(name, rim + 0.055 + tall / 2, goal=middle)):
             return False
         yield from self._clear(name, rim + 0.03)
         # Tall cartons can stay wedged on the opened fingers: set them down inside instead of dropping them.
@@ -128,7 +134,7 @@ class Expert:
         base = shape[near, 2].max() if near.any() else shape[:, 2].max()
         high = max(_highest_between(world.obstacles(name, target), start, goal), shape[:, 2].max())
         tall = np.ptp(world.points(name)[:, 2])
-        if not (yield from self._pick(name, high + tall + 0.05)):
+        if not (yield from self._pick(name, high + tall + 0.05, goal=goal)):
             return False
         yield from self._clear(name, high + 0.025)
         return (yield from self._place(name, goal, base + 0.006))
@@ -145,7 +151,7 @@ class Expert:
             base = max(centre[2], shape[near, 2].max()) if near.any() else centre[2]
         high = max(base, world.obstacles(name)[:, 2].max()) if on_top else base + 0.08
         tall = np.ptp(world.points(name)[:, 2])
-        if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST))):
+        if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST), goal=centre[:2])):
             return False
         yield from self._clear(name, high + 0.02)
         return (yield from self._place(name, centre[:2] + self._share(name, region), base + 0.004))
@@ -204,7 +210,7 @@ class Expert:
         yield from bring_in(self.arm, name, opening)
         return world.holds(["in", name, region])
 
-    def _pick(self, name: str, lift: float, find=grasps) -> Motion:
+    def _pick(self, name: str, lift: float, find=grasps, goal: np.ndarray | None = None) -> Motion:
         arm, world = self.arm, self.world
         for attempt in range(TRIES):
             ways = find(world, arm, name)
@@ -217,10 +223,11 @@ class Expert:
                 yield from arm.open()
                 up = np.array([*world.hand[:2], max(above, world.hand[2])])
                 yield from arm.servo(up, steps=25, tolerance=0.02)
-            over = way.behind(max(above, min(world.hand[2], above + 0.1)))
-            yield from arm.servo(over, way.rotation, tolerance=0.02, turn_tolerance=0.12)
-            over, near = way.behind(above - 0.03), 0.008 if way.rotation[2, 2] < UPRIGHT else 0.015
-            yield from arm.servo(over, way.rotation, tolerance=near, turn_tolerance=0.05, steps=40)
+            yield from approach(arm, way, above)
+            if self._miss is not None:
+                yield from self._miss_once(name, way, above, lift, goal)
+                yield from approach(arm, way, above)
+                yield from arm.open()
             yield from arm.servo(way.behind(way.height), way.rotation, steps=45, speed=0.55)
             yield from arm.close()
             before = world.position(name)[2]
@@ -232,6 +239,17 @@ class Expert:
             if world.position(name)[2] > before + LIFTED:
                 return True
         return False
+
+    def _miss_once(self, name: str, way: Grasp, above: float, lift: float, goal: np.ndarray | None) -> Motion:
+        rng, self._miss = self._miss, None
+        before = self.world.position(name)
+        for wanted, done in missed_grasp(self.arm, name, way, above, lift, goal, rng):
+            self.executed = done
+            yield wanted
+        self.executed = None
+        if disturbed(self.arm, name, before):
+            yield from self._stay()  # its labels would be wrong: an attempt that is dropped
+        return True
 
     def _clear(self, name: str, height: float) -> Motion:
         """Raise what is held until its lowest point is above ``height``."""

@@ -1,4 +1,4 @@
-"""Where to take hold of a thing: from above, by its rim or across its body."""
+"""Where to take hold of a thing, from above, by its rim or across its body, and how to come over it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lerobot_policy_vita_vla.demos.libero_arm import Arm
+from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_world import World
 
 RIMS = ("bowl", "ramekin", "mug", "plate")
@@ -29,6 +29,12 @@ BASE = np.array([-0.6, 0.0])
 
 LEAN, LEAN_COST = np.radians(35), 0.3
 """Where nothing upright is free, the hand leans along the rim, away from what hangs over it."""
+
+UPRIGHT = -0.99
+"""Vertical part of where the fingers point, above which a hand leans."""
+
+LAST = 0.03
+"""Metres that the hand sinks over a thing before it aims."""
 
 NEAR = 0.35
 """Metres around a thing in which obstacles count."""
@@ -61,6 +67,19 @@ class Grasp(NamedTuple):
         """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
         reach = self.rotation[:, 2]
         return np.array([*self.xy, self.height]) + reach * (height - self.height) / reach[2]
+
+
+def over(arm: Arm, way: Grasp, above: float) -> np.ndarray:
+    """Where (3,) the hand goes first: over the grasp, higher if it is high already, so as not to dive."""
+    return way.behind(max(above, min(arm.world.hand[2], above + 0.1)))
+
+
+def approach(arm: Arm, way: Grasp, above: float) -> Motion:
+    """Over the grasp at height ``above`` (metres), then closer, where it aims."""
+    yield from arm.servo(over(arm, way, above), way.rotation, tolerance=0.02, turn_tolerance=0.12)
+    near = 0.008 if way.rotation[2, 2] < UPRIGHT else 0.015
+    aim = way.behind(above - LAST)
+    return (yield from arm.servo(aim, way.rotation, tolerance=near, turn_tolerance=0.05, steps=40))
 
 
 def grasps(world: World, arm: Arm, name: str) -> list[Grasp]:

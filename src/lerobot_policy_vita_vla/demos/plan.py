@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,21 @@ def recording_settings(
     seed: int,
     disturbance: Disturbance | None,
     protocol: str | None = None,
+    miss_chance: float = 0.0,
 ) -> dict[str, Any]:
-    """Everything that decides what ends up in the dataset, as JSON."""
+    """Everything that decides what ends up in the dataset, as JSON.
+
+    Raises:
+        ValueError: If grasps are to miss where the expert cannot.
+    """
     scenes = scenes_of(suite_of_tasks(",".join(tasks)))
     noise = disturbance or Disturbance(levels=scenes.noise, kick_chance=scenes.kick_chance)
+    noise = replace(noise, miss_chance=miss_chance or noise.miss_chance)
+    if noise.miss_chance and scenes.name == METAWORLD.name:
+        raise ValueError(
+            f"a share of missed grasps, {noise.miss_chance:g}, was asked for: only LIBERO's expert can miss. "
+            "Leave out --misses"
+        )
     limit = MAX_STEPS if scenes.name == METAWORLD.name else default_length(scenes.name, tasks, protocol)
     return {
         "suite": scenes.name,

@@ -56,6 +56,7 @@ def record(
     progress: bool = True,
     on_attempt: Callable[[int, int], None] | None = None,
     protocol: str | None = None,
+    miss_chance: float = 0.0,
 ) -> RecordingInfo:
     """Record demonstrations, or return at once if ``root`` already holds exactly this recording.
 
@@ -72,6 +73,7 @@ def record(
         progress: Show a progress bar.
         on_attempt: Called with (attempts finished, episodes written) after every finished attempt.
         protocol: LIBERO: key of `libero_suite.PROTOCOLS`; None is ``"lerobot"``.
+        miss_chance: LIBERO: share of attempts in which the first grasp is made to miss (`libero_miss`).
 
     Returns:
         What was recorded, as stored in ``meta/vita_vla.json``.
@@ -94,7 +96,7 @@ def record(
         raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
     root = Path(root)
     settings = recording_settings(
-        names, episodes_per_task, quality, observation_size, seed, disturbance, protocol
+        names, episodes_per_task, quality, observation_size, seed, disturbance, protocol, miss_chance
     )
     if root.exists():
         return _finished_recording(root, settings)

@@ -65,6 +65,14 @@ def _add_record(parts: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--seed", type=int, help=f"first episode's (default: {FULL.demo_seed}; LIBERO: 1000, drawn starts)"
     )
+    p.add_argument(
+        "--misses",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="LIBERO: share of episodes whose first grasp is made to miss, so that policies learn to come "
+        "back (default: %(default)s)",
+    )
     p.add_argument("--workers", type=int, default=FULL.workers, help="processes (default: %(default)s)")
     finish_verb(
         p, _record, kept=lambda args: _kept(args.root), memory_hint="Smaller: --workers 1, --size 64."
@@ -132,6 +140,7 @@ def _record(args: argparse.Namespace) -> int:
         quality=args.quality,
         workers=args.workers,
         protocol=args.protocol,
+        miss_chance=args.misses,
         **given,
     )
     for task, kept in info.kept.items():
