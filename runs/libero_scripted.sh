@@ -2,14 +2,15 @@
 # LIBERO on scripted demonstrations: teacher, only-finetune and two-stage on Object and on Spatial, evaluated on
 # the official initial states (no demonstration begins there), the scripted expert beside them.
 #
-# 30 demonstrations per task and pictures of 96 px for recording, training and evaluation; the tiny teacher and
-# the mini VLM. 10 tasks x STARTS episodes per policy and suite: 50 with the default of 5 per task, which two cores
-# can render; on a machine with a GPU STARTS=20.
+# 30 demonstrations per task, in a third of which the first grasp is made to miss (docs/libero.md), pictures of
+# 96 px for recording, training and evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per
+# policy and suite: 50 with the default of 5 per task, which two cores can render; on a machine with a GPU
+# STARTS=20.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
 # shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 15
-# without the expert. Needs
-# the extra `libero` and the assets (docs/libero.md).
-# Expected: results/libero/<suite>/ and the keys c.libero_* of results/summary.json.
+# without the expert. Needs the extra `libero` and the assets (docs/libero.md).
+# MISSES=0 bash runs/libero_scripted.sh: the same with demonstrations in which no grasp misses.
+# Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses) and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,7 @@ VITA=${VITA:-.venv/bin/vita-vla}
 PYTHON=${PYTHON:-.venv/bin/python}
 SUITES=${SUITES:-libero_object libero_spatial}
 EPISODES=${EPISODES:-30}   # demonstrations per task
+MISSES=${MISSES:-0.35}     # share of them whose first grasp misses
 STARTS=${STARTS:-5}        # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
@@ -26,11 +28,16 @@ ALIGN_STEPS=${ALIGN_STEPS:-1500}
 FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
 PUBLISH=${PUBLISH:-yes}
 
+command="bash runs/libero_scripted.sh" ending=
+if [ "$MISSES" = 0 ]; then command="MISSES=0 $command" ending=_no_misses; fi
+
 for suite in $SUITES; do
-  run=$WORK/$suite
+  name=$suite$ending
+  run=$WORK/$name
   demos=$run/demos
   stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$demos" --out "$run/$1"; }
-  $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --root "$run/demos" --workers 2
+  $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --misses "$MISSES" \
+    --root "$run/demos" --workers 2
   stage teacher teacher --steps "$TEACHER_STEPS"
   # Students see every frame several times: what teacher and image encoder make of it is computed once.
   [ -d "$run/taught" ] || $VITA teacher features --demos "$demos" --teacher "$run/teacher" --out "$run/taught"
@@ -42,8 +49,8 @@ for suite in $SUITES; do
   $VITA eval "$run/teacher" "$run/finetune" "$run/only_finetune" expert --run "$run" \
     --suite "$suite" --episodes "$STARTS" --size "$SIZE" --quality light
   if [ "$PUBLISH" = yes ]; then
-    $PYTHON scripts/publish.py "$run" "results/libero/$suite" --command "bash runs/libero_scripted.sh" \
-      "c.${suite}_teacher=teacher" "c.${suite}_two_stage=finetune" "c.${suite}_only_finetune=only_finetune" \
-      "c.${suite}_expert=expert" "c.${suite}_two_stage_minus_only_ft=finetune-only_finetune"
+    $PYTHON scripts/publish.py "$run" "results/libero/$name" --command "$command" \
+      "c.${name}_teacher=teacher" "c.${name}_two_stage=finetune" "c.${name}_only_finetune=only_finetune" \
+      "c.${name}_expert=expert" "c.${name}_two_stage_minus_only_ft=finetune-only_finetune"
   fi
 done

@@ -77,8 +77,11 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
                     *GROUP_COLUMNS,
                     ("two_stage_minus_only_ft", "two-stage minus finetune only"),
                     ("expert", "scripted expert"),
+                    ("no_misses_teacher", "teacher, no missed grasps in the demonstrations"),
+                    ("no_misses_two_stage", "two-stage, the same"),
                 )
             },
+            "c.libero_object_no_misses_only_finetune": "LIBERO-Object: finetune only, the same",
         },
     ),
     (

@@ -222,14 +222,25 @@ def test_settings_of_a_recording_name_suite_protocol_and_noise(libero_package):
     assert (older["max_steps"], older["suite"]) == (260, METAWORLD.name)
 
 
+def test_the_help_names_the_share_of_missed_grasps(capsys):
+    from vita_vla_cli.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["demos", "record", "--help"])
+    assert f"learn to come back (default: {LIBERO.miss_chance:g})" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_missed_grasps_are_part_of_a_recordings_settings_and_libero_only(libero_package):
     def settings(task, **given):
         return recording_settings([task], 5, "light", 96, 1000, None, **given)
 
-    missing = settings("libero_object_3", protocol="lerobot", miss_chance=0.35)
-    assert missing["noise"]["miss_chance"] == 0.35
+    assert settings("libero_object_3", protocol="lerobot")["noise"]["miss_chance"] == LIBERO.miss_chance > 0
+    few = settings("libero_object_3", protocol="lerobot", miss_chance=0.1)
+    assert few["noise"]["miss_chance"] == 0.1
     # Without them, recordings made before there were any are still recognised.
-    assert "miss_chance" not in settings("libero_object_3", protocol="lerobot")["noise"]
+    assert "miss_chance" not in settings("libero_object_3", protocol="lerobot", miss_chance=0.0)["noise"]
     with pytest.raises(ValueError, match="only LIBERO's expert.*--misses"):
         settings("reach-v3", miss_chance=0.35)
     with pytest.raises(ValueError, match="lies in .0, 1., got 35"):

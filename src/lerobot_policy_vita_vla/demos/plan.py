@@ -29,7 +29,7 @@ def recording_settings(
     seed: int,
     disturbance: Disturbance | None,
     protocol: str | None = None,
-    miss_chance: float = 0.0,
+    miss_chance: float | None = None,
 ) -> dict[str, Any]:
     """Everything that decides what ends up in the dataset, as JSON.
 
@@ -37,8 +37,9 @@ def recording_settings(
         ValueError: If grasps are to miss where the expert cannot.
     """
     scenes = scenes_of(suite_of_tasks(",".join(tasks)))
-    noise = disturbance or Disturbance(levels=scenes.noise, kick_chance=scenes.kick_chance)
-    noise = replace(noise, miss_chance=miss_chance or noise.miss_chance)
+    noise = disturbance or Disturbance(scenes.noise, scenes.kick_chance, miss_chance=scenes.miss_chance)
+    if miss_chance is not None:
+        noise = replace(noise, miss_chance=miss_chance)
     if noise.miss_chance and scenes.name == METAWORLD.name:
         raise ValueError(
             f"a share of missed grasps, {noise.miss_chance:g}, was asked for: only LIBERO's expert can miss. "

@@ -56,7 +56,7 @@ def record(
     progress: bool = True,
     on_attempt: Callable[[int, int], None] | None = None,
     protocol: str | None = None,
-    miss_chance: float = 0.0,
+    miss_chance: float | None = None,
 ) -> RecordingInfo:
     """Record demonstrations, or return at once if ``root`` already holds exactly this recording.
 
@@ -73,7 +73,8 @@ def record(
         progress: Show a progress bar.
         on_attempt: Called with (attempts finished, episodes written) after every finished attempt.
         protocol: LIBERO: key of `libero_suite.PROTOCOLS`; None is ``"lerobot"``.
-        miss_chance: LIBERO: share of attempts in which the first grasp is made to miss (`libero_miss`).
+        miss_chance: Share of attempts in which the first grasp is made to miss (`libero_miss`); None is the
+            disturbance's, or without one the suite's.
 
     Returns:
         What was recorded, as stored in ``meta/vita_vla.json``.

@@ -68,10 +68,9 @@ def _add_record(parts: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--misses",
         type=float,
-        default=0.0,
         metavar="SHARE",
         help="LIBERO: share of episodes whose first grasp is made to miss, so that policies learn to come "
-        "back (default: %(default)s)",
+        "back (default: 0.35)",
     )
     p.add_argument("--workers", type=int, default=FULL.workers, help="processes (default: %(default)s)")
     finish_verb(
