@@ -154,15 +154,16 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
     frames, kick_left, kick, succeeded_at = [], 0, np.zeros(3), None
     env.rendering = True
     observation, _ = env.reset(seed=attempt.seed)
-    limit = attempt.max_steps
+    limit, misses = attempt.max_steps, False
     if noise.miss_chance > 0:
         # A generator of its own: attempts that do not miss are the same with and without it.
         miss = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode()), 1])
-        if miss.random() < noise.miss_chance:
+        if misses := bool(miss.random() < noise.miss_chance):
             limit += env.let_expert_miss(miss)
     for step in range(limit + attempt.tail_steps):
         action = env.expert_action()
-        executed = _executed(env, action)
+        instead = env.executed_action() if misses else None
+        executed = (action if instead is None else instead).copy()
         executed[:3] = np.clip(executed[:3] + rng.normal(0.0, 1.0, 3) * level, -1.0, 1.0)
         if kick_left == 0 and level > 0 and rng.random() < noise.kick_chance:
             kick_left, kick = noise.kick_steps, rng.uniform(-1.0, 1.0, 3)
@@ -180,11 +181,6 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
             break
     pictures, *numbers = (np.stack(column) for column in zip(*frames, strict=True))
     return Demonstration(pictures, *(column.astype(np.float32) for column in numbers))
-
-
-def _executed(env, action: np.ndarray) -> np.ndarray:
-    instead = env.executed_action() if hasattr(env, "executed_action") else None
-    return (action if instead is None else instead).copy()
 
 
 @lru_cache(maxsize=2)

@@ -53,15 +53,15 @@ class Arm:
         self.upright = np.stack([heading, np.cross(DOWN, heading), DOWN], axis=1)
         self.rotation = self.upright
 
-    def command(self, move=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)) -> np.ndarray:
-        """One action."""
-        return np.clip(np.concatenate([move, turn, [self.grip]]), -1.0, 1.0).astype(np.float32)
+    def command(self, move=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0), grip: float | None = None) -> np.ndarray:
+        """One action; ``grip`` None is the gripper's present command."""
+        grip = self.grip if grip is None else grip
+        return np.clip(np.concatenate([move, turn, [grip]]), -1.0, 1.0).astype(np.float32)
 
     def towards(self, target: np.ndarray, rotation: np.ndarray, speed: float, grip: float) -> np.ndarray:
         """One action (7,) of a movement without its memory, as `servo` has; ``grip`` commands the gripper."""
         move = _slowed((target - self.world.hand) * GAIN, speed)
-        turn = _turned(rotation, self.world.hand_rotation)
-        return np.concatenate([move, _turning(turn), [grip]]).astype(np.float32)
+        return self.command(move, _turning(_turned(rotation, self.world.hand_rotation)), grip)
 
     def servo(
         self,
