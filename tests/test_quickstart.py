@@ -128,6 +128,30 @@ def test_a_failure_ends_what_runs_beside_it(tmp_path, monkeypatch):
     assert not running.read_record(tmp_path, "long")["done"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_process_starts_ends_that_process_too(tmp_path, monkeypatch, number):
+    started = []
+
+    def popen(*arguments, **options):
+        started.append(start(*arguments, **options))
+        signal.raise_signal(number)
+        return started[0]
+
+    start = subprocess.Popen
+    monkeypatch.setattr(running.subprocess, "Popen", popen)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `vita-vla quickstart` does
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.execute(
+                tmp_path, [Step("long", ())], program=(sys.executable, "-c", "import time; time.sleep(60)")
+            )
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started[0].poll() is not None
+    assert not running.read_record(tmp_path, "long")["done"]
+
+
 def test_intervals_are_counted_once():
     assert runner._covered([[0, 2], [1, 3], [5, 6]]) == 4
     assert runner._covered([]) == 0

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from vita_vla_cli.running import Running, StepFailedError, clear_status, duration, read_record, show_status
+from vita_vla_cli.running import (
+    Running,
+    StepFailedError,
+    clear_status,
+    duration,
+    read_record,
+    show_status,
+    uninterrupted,
+)
 
 __all__ = ["Progress", "Step", "StepFailedError", "execute"]
 
@@ -105,7 +113,8 @@ def execute(
                         _remove(run, (*step.makes, *step.leftovers))
                     print(f"{title}\n  $ {shlex.join(['vita-vla', *step.argv])}")
                     before = record if continues else {}
-                    running.append(Running(run, step, stamps[step.name], before, verbose, program))
+                    with uninterrupted():
+                        running.append(Running(run, step, stamps[step.name], before, verbose, program))
                 else:
                     break  # it waits its turn, and so does what comes after it
                 waiting.remove((number, step))
