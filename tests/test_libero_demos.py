@@ -169,6 +169,30 @@ def test_while_a_grasp_misses_the_label_is_the_way_back(arm, seed):
     assert np.linalg.norm(hand.hand[:2] - way.xy) < 0.02 and hand.opening > 0.07
 
 
+@pytest.mark.parametrize(("thin", "most"), [(False, 1.0), (True, 0.5)])
+def test_the_empty_hand_stays_away_from_the_goal_where_fingers_tell_little(arm, thin, most):
+    from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+    from lerobot_policy_vita_vla.demos.libero_miss import missed_grasp
+
+    nearest = []
+    for seed in range(20):
+        hand = Hand()
+        hand.things["bowl_1"] = block((0.0, 0.0, 1.0), (0.06, 0.06, 0.04))
+        moves = arm(hand)
+        way = grasps(hand, moves, "bowl_1")[0]
+        assert way.thin
+        run(hand, moves.servo(way.behind(1.12), way.rotation))
+        goal, rng = np.array([0.1, 0.3]), np.random.default_rng(seed)
+        way = way._replace(thin=thin)
+        closed = []
+        for _, done in missed_grasp(moves, "bowl_1", way, 1.12, 1.2, goal, rng):
+            hand.act(done)
+            if hand.opening == 0:
+                closed.append(np.linalg.norm(goal - hand.hand[:2]) / np.linalg.norm(goal - way.xy))
+        nearest.append(1 - min(closed))
+    assert most * 0.7 < max(nearest) < most + 0.05
+
+
 @pytest.mark.parametrize(
     ("goals", "missing"),
     [

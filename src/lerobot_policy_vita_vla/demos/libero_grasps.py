@@ -54,6 +54,7 @@ class Grasp(NamedTuple):
         rotation: (3, 3) of the hand.
         hits: Obstacle points in its way.
         under: Something hangs over the thing, so that it leaves the way the hand came.
+        thin: Between the fingers is a rim of a few millimetres: their positions hardly tell it from nothing.
     """
 
     cost: float
@@ -62,6 +63,7 @@ class Grasp(NamedTuple):
     rotation: np.ndarray
     hits: int = 0
     under: bool = False
+    thin: bool = False
 
     def behind(self, height: float) -> np.ndarray:
         """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
@@ -105,7 +107,7 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
         xy = middle + radius * axis[:2]
         hits = _in_the_way(obstacles, np.array([*xy, height]), axis, rotation)
         cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * np.linalg.norm(xy - BASE)
-        return Grasp(cost + (LEAN_COST if lean else 0.0), xy, height, rotation, hits, lean != 0)
+        return Grasp(cost + (LEAN_COST if lean else 0.0), xy, height, rotation, hits, lean != 0, thin=True)
 
     angles = np.arange(0, 2 * np.pi, AXES)
     found = [at(angle, 0.0) for angle in angles]
