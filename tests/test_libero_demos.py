@@ -137,6 +137,46 @@ def test_a_bowl_is_taken_by_its_rim(arm):
     assert abs(fingers @ best.xy) / 0.059 > 0.999, "one finger inside, one outside"
 
 
+def test_a_cone_leads_lower_the_less_the_hand_is_aside(arm):
+    from lerobot_policy_vita_vla.demos.libero_arm import CONE_TIP
+
+    hand = Hand()
+    moves, line = arm(hand), np.array([0.1, 0.2])
+    heights = []
+    for aside in (0.2, 0.04, 0.02, 0.01, CONE_TIP, 0.0):
+        hand.hand = np.array([*(line + [aside, 0.0]), 1.05])
+        heading = moves.cone(lambda z: np.array([*line, z]), 1.0, 1.1)
+        np.testing.assert_allclose(heading[:2], line)
+        heights.append(heading[2])
+    assert heights[0] == heights[1] == 1.1 and heights[-2:] == [1.0, 1.0]
+    assert (np.diff(heights[1:-1]) < 0).all()
+    turned = Rotation.from_rotvec([0, 0, 0.5]).as_matrix() @ moves.upright
+    assert moves.cone(lambda z: np.array([*line, z]), 1.0, 1.1, turned)[2] > 1.05
+
+
+@pytest.mark.parametrize("friction", [0.0, 0.004])
+def test_the_hand_comes_down_to_a_rim_without_waiting(arm, friction):
+    from lerobot_policy_vita_vla.demos.libero_grasps import DEEP, approach, grasps, sink
+
+    hand = Hand(friction)
+    hand.things["bowl_1"] = block((0.0, 0.0, 1.0), (0.06, 0.06, 0.04))
+    moves = arm(hand)
+    way = grasps(hand, moves, "bowl_1")[0]
+    assert way.coned
+    above, moved = 1.12, []
+
+    def down():
+        yield from approach(moves, way, above)
+        yield from sink(moves, way, above)
+
+    for action in down():
+        before = hand.hand.copy()
+        hand.act(action)
+        moved.append(np.linalg.norm(hand.hand - before))
+    assert np.linalg.norm(hand.hand - way.behind(way.height)) < DEEP
+    assert min(moved[:-5]) > 0.005, "metres per step"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_while_a_grasp_misses_the_label_is_the_way_back(arm, seed):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps

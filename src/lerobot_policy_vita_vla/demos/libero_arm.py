@@ -6,7 +6,7 @@ answered, and its return value says whether it arrived.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from lerobot_policy_vita_vla.demos.libero_world import World
 
 Motion = Generator[np.ndarray, None, bool]
+Way = Callable[[float], np.ndarray]
 
 OPEN, CLOSED = -1.0, 1.0
 
@@ -27,6 +28,10 @@ SLOW = 0.004
 """Metres per step below which the integral grows: while the hand still moves, it would only overshoot."""
 
 TURN_GAIN, TURN_LIMIT = 2.0, 0.6
+
+CONE_TIP, CONE_STEEP, CONE_TURN = 0.008, 4.0, 0.05
+"""A cone over a goal, on whose surface the hand comes down: metres aside that are near enough at the bottom,
+metres higher per metre aside, and metres aside that a radian of turning counts as."""
 
 STALLED_AFTER, STALLED_TURNING = 12, 20
 """Steps without getting nearer after which a movement is as good as it gets."""
@@ -63,6 +68,23 @@ class Arm:
         move = _slowed((target - self.world.hand) * GAIN, speed)
         return self.command(move, _turning(_turned(rotation, self.world.hand_rotation)), grip)
 
+    def cone(self, way: Way, low: float, high: float, rotation: np.ndarray | None = None) -> np.ndarray:
+        """Where (3,) the hand heads for on a way down: the lower, the less it is aside.
+
+        Nothing is waited for: a policy that sees where it is to a centimetre comes down as well. One that
+        learned to come down only within half a centimetre hovers.
+
+        Args:
+            way: Point (3,) of the way at a height.
+            low: Height of its end, metres.
+            high: Height from which it starts.
+            rotation: (3, 3) to turn to; None is the last one asked for.
+        """
+        hand = self.world.hand
+        turn = _turned(self.rotation if rotation is None else rotation, self.world.hand_rotation)
+        aside = np.linalg.norm((hand - way(hand[2]))[:2]) + CONE_TURN * np.linalg.norm(turn)
+        return way(float(np.clip(low + CONE_STEEP * (aside - CONE_TIP), low, high)))
+
     def servo(
         self,
         target: np.ndarray,
@@ -72,6 +94,7 @@ class Arm:
         turn_tolerance: float = 0.06,
         steps: int = 70,
         speed: float = 1.0,
+        heading: Callable[[], np.ndarray] | None = None,
     ) -> Motion:
         """Go to a position and orientation.
 
@@ -82,6 +105,7 @@ class Arm:
             turn_tolerance: Radians.
             steps: Give up after this many.
             speed: Largest command.
+            heading: What to head for (3,) meanwhile, asked at every step; None is the target itself.
         """
         if rotation is not None:
             self.rotation = rotation
@@ -100,7 +124,8 @@ class Arm:
             if distance < INTEGRAL_WITHIN and last - distance < SLOW:
                 integral = np.clip(integral + off * INTEGRAL, -INTEGRAL_LIMIT, INTEGRAL_LIMIT)
             last = distance
-            yield self.command(_slowed(off * GAIN + integral, speed), _turning(turn))
+            ahead = off if heading is None else heading() - self.world.hand
+            yield self.command(_slowed(ahead * GAIN + integral, speed), _turning(turn))
         return bool(np.linalg.norm(target - self.world.hand) < 2 * tolerance)
 
     def close(self) -> Motion:

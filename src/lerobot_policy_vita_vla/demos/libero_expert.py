@@ -9,11 +9,13 @@ runs/libero_experts.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
-from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps
+from lerobot_policy_vita_vla.demos.libero_grasps import BROAD, Grasp, approach, grasps, sink
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
 from lerobot_policy_vita_vla.demos.libero_miss import disturbed, missed_grasp
 from lerobot_policy_vita_vla.demos.libero_world import SPACING, World, in_order
@@ -38,6 +40,9 @@ BETWEEN = 0.006
 
 OUT_FROM_UNDER = 0.04
 """Metres that a leaning hand goes on along its slant before it rises."""
+
+LOWERING = 0.6
+"""Largest command while something held is lowered."""
 
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
@@ -137,7 +142,7 @@ class Expert:
         if not (yield from self._pick(name, high + tall + 0.05, goal=goal)):
             return False
         yield from self._clear(name, high + 0.025)
-        return (yield from self._place(name, goal, base + 0.006))
+        return (yield from self._place(name, goal, base + 0.006, coned=True))
 
     def _onto_region(self, name: str, region: str) -> Motion:
         world = self.world
@@ -227,8 +232,9 @@ class Expert:
             if self._miss is not None:
                 yield from self._miss_once(name, way, above, lift, goal)
                 yield from approach(arm, way, above)
-                yield from arm.open()
-            yield from arm.servo(way.behind(way.height), way.rotation, steps=45, speed=0.55)
+                if not way.coned:
+                    yield from arm.open()
+            yield from sink(arm, way, above)
             yield from arm.close()
             before = world.position(name)[2]
             if way.under:
@@ -258,23 +264,32 @@ class Expert:
             yield from self.arm.servo(self.world.hand + [0, 0, needed], tolerance=0.015, steps=25)
         return True
 
-    def _place(self, name: str, xy: np.ndarray, height: float) -> Motion:
-        """Carry a held thing over ``xy``, lower it until its lowest point is at ``height``, let go."""
+    def _place(self, name: str, xy: np.ndarray, height: float, coned: bool = False) -> Motion:
+        """Carry a held thing over ``xy``, lower it until its lowest point is at ``height``, let go.
+
+        ``coned``: It may come down while it is still a little aside, as nothing stands around.
+        """
         arm, world = self.arm, self.world
 
         def over(z: float) -> np.ndarray:
             return np.array([*(world.hand[:2] + xy - world.position(name)[:2]), z])
 
         travel, below = world.hand[2], world.hand[2] - world.position(name)[2]
-        yield from arm.servo(over(travel), tolerance=0.015, steps=80)
-        yield from arm.servo(over(travel), steps=20)
+        if coned:
+            yield from arm.servo(over(travel), tolerance=BROAD, steps=80)
+            low = travel - (world.points(name)[:, 2].min() - height)
+            heading = partial(arm.cone, over, low, travel)
+            yield from arm.servo(over(low), steps=60, speed=LOWERING, heading=heading)
+        else:
+            yield from arm.servo(over(travel), tolerance=0.015, steps=80)
+            yield from arm.servo(over(travel), steps=20)
         if world.hand[2] - world.position(name)[2] > below + LIFTED:
             return False
         for _ in range(3):
             drop = world.points(name)[:, 2].min() - height
             if drop < 0.006:
                 break
-            yield from arm.servo(over(world.hand[2] - drop), steps=30, speed=0.6)
+            yield from arm.servo(over(world.hand[2] - drop), steps=30, speed=LOWERING)
         yield from arm.open()
         yield from arm.servo(world.hand + [0, 0, 0.10], steps=15, tolerance=0.02)
         return (yield from arm.hold(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,18 @@ LEAN, LEAN_COST = np.radians(35), 0.3
 
 UPRIGHT = -0.99
 """Vertical part of where the fingers point, above which a hand leans."""
+
+BROAD = 0.05
+"""Metres aside at which the way down along a cone begins."""
+
+DEEP = 0.012
+"""Metres from a rim's grasp at which the fingers close."""
+
+DESCENT = 0.55
+"""Largest command on the way down to a grasp."""
+
+OPENED, OPENING_STEPS = 0.07, 8
+"""Metres between the fingers that count as open, and steps that it takes at most."""
 
 LAST = 0.03
 """Metres that the hand sinks over a thing before it aims."""
@@ -65,6 +78,11 @@ class Grasp(NamedTuple):
     under: bool = False
     thin: bool = False
 
+    @property
+    def coned(self) -> bool:
+        """Whether the hand comes down along a cone: there is much room beside a rim, and nothing above it."""
+        return self.thin and not self.under
+
     def behind(self, height: float) -> np.ndarray:
         """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
         reach = self.rotation[:, 2]
@@ -77,11 +95,28 @@ def over(arm: Arm, way: Grasp, above: float) -> np.ndarray:
 
 
 def approach(arm: Arm, way: Grasp, above: float) -> Motion:
-    """Over the grasp at height ``above`` (metres), then closer, where it aims."""
+    """Over the grasp at height ``above`` (metres), then closer, where it aims unless a cone leads down."""
+    if way.coned:
+        return (
+            yield from arm.servo(over(arm, way, above), way.rotation, tolerance=BROAD, turn_tolerance=np.pi)
+        )
     yield from arm.servo(over(arm, way, above), way.rotation, tolerance=0.02, turn_tolerance=0.12)
     near = 0.008 if way.rotation[2, 2] < UPRIGHT else 0.015
     aim = way.behind(above - LAST)
     return (yield from arm.servo(aim, way.rotation, tolerance=near, turn_tolerance=0.05, steps=40))
+
+
+def sink(arm: Arm, way: Grasp, above: float) -> Motion:
+    """Down to the grasp after `approach`, with open fingers."""
+    if not way.coned:
+        return (yield from arm.servo(way.behind(way.height), way.rotation, steps=45, speed=DESCENT))
+    for _ in range(OPENING_STEPS):
+        if arm.world.opening > OPENED:
+            break
+        yield arm.command()
+    heading = partial(arm.cone, way.behind, way.height, above)
+    bottom = way.behind(way.height)
+    return (yield from arm.servo(bottom, way.rotation, tolerance=DEEP, speed=DESCENT, heading=heading))
 
 
 def grasps(world: World, arm: Arm, name: str) -> list[Grasp]:

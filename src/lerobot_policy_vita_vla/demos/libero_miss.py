@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import CLOSED, OPEN, Arm, Motion
-from lerobot_policy_vita_vla.demos.libero_grasps import LAST, Grasp, over
+from lerobot_policy_vita_vla.demos.libero_grasps import BROAD, DESCENT, LAST, Grasp, over
 
 BESIDE = (0.0, 0.04)
 """Metres sideways from the grasp at which the fingers close (ours, as are the ranges below)."""
@@ -82,7 +82,7 @@ def _mistake(arm: Arm, name: str, way: Grasp, lift: float, goal: np.ndarray | No
     if way.thin:
         carried *= THIN_CARRY
     there = way.behind(height) + beside * np.array([np.cos(angle), np.sin(angle), 0.0])
-    yield from arm.servo(there, tolerance=0.01, steps=25, speed=0.55)
+    yield from arm.servo(there, tolerance=0.01, steps=25, speed=DESCENT)
     yield from arm.close()
     yield from arm.servo(np.array([*there[:2], lift]), tolerance=0.02, steps=rise, speed=0.8)
     if goal is not None and carried > 0:
@@ -95,11 +95,14 @@ def _mistake(arm: Arm, name: str, way: Grasp, lift: float, goal: np.ndarray | No
 def _back(arm: Arm, way: Grasp, above: float) -> np.ndarray:
     # From anywhere: over the grasp, then down to it, as the expert goes by itself, with open fingers.
     hand = arm.world.hand
-    if np.linalg.norm(hand[:2] - way.behind(hand[2])[:2]) > NEAR:
+    if np.linalg.norm(hand[:2] - way.behind(hand[2])[:2]) > (BROAD if way.coned else NEAR):
         target, speed = over(arm, way, above), 1.0
+    elif way.coned:
+        low = above - LAST if arm.grip == CLOSED else way.height
+        target, speed = arm.cone(way.behind, low, above, way.rotation), DESCENT
     elif arm.grip == CLOSED:
         # Down only with open fingers.
         target, speed = way.behind(above - LAST), 1.0
     else:
-        target, speed = way.behind(way.height), 0.55
+        target, speed = way.behind(way.height), DESCENT
     return arm.towards(target, way.rotation, speed, OPEN)
