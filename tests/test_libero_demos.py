@@ -305,7 +305,7 @@ def test_missed_grasps_are_part_of_a_recordings_settings_and_libero_only(libero_
     assert few["noise"]["miss_chance"] == 0.1
     # Without them, recordings made before there were any are still recognised.
     assert "miss_chance" not in settings("libero_object_3", protocol="lerobot", miss_chance=0.0)["noise"]
-    with pytest.raises(ValueError, match="only LIBERO's expert.*--misses"):
+    with pytest.raises(ValueError, match="experts of metaworld cannot miss.*--misses"):
         settings("reach-v3", miss_chance=0.35)
     with pytest.raises(ValueError, match="lies in .0, 1., got 35"):
         settings("libero_object_3", protocol="lerobot", miss_chance=35)

@@ -9,22 +9,18 @@ runs/libero_experts.py.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
-from lerobot_policy_vita_vla.demos.libero_grasps import BROAD, Grasp, approach, grasps, sink
+from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, sink
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
 from lerobot_policy_vita_vla.demos.libero_miss import disturbed, missed_grasp
+from lerobot_policy_vita_vla.demos.libero_place import LIFTED, clear, highest_between, set_down
 from lerobot_policy_vita_vla.demos.libero_world import SPACING, World, in_order
 
 TRIES = 3
 """Grasps of a thing, and attempts at a goal, before giving up."""
-
-LIFTED = 0.02
-"""Metres that a thing must have risen to count as held."""
 
 OPEN_ENOUGH = 0.10
 """Metres that a drawer must stand open before something is put into it."""
@@ -40,9 +36,6 @@ BETWEEN = 0.006
 
 OUT_FROM_UNDER = 0.04
 """Metres that a leaning hand goes on along its slant before it rises."""
-
-LOWERING = 0.6
-"""Largest command while something held is lowered."""
 
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
@@ -125,11 +118,11 @@ class Expert:
         tall = np.ptp(world.points(name)[:, 2])
         if not (yield from self._pick(name, rim + 0.055 + tall / 2, goal=middle)):
             return False
-        yield from self._clear(name, rim + 0.03)
+        yield from clear(self.arm, name, rim + 0.03)
         # Tall cartons can stay wedged on the opened fingers: set them down inside instead of dropping them.
         below_hand = world.hand[2] - world.points(name)[:, 2].min()
         height = max(rim - 0.11, min(rim - 0.06, rim - 0.02 - below_hand))
-        return (yield from self._place(name, middle, height))
+        return (yield from set_down(self.arm, name, middle, height))
 
     def _onto_thing(self, name: str, target: str) -> Motion:
         world = self.world
@@ -137,12 +130,12 @@ class Expert:
         shape = world.points(target)
         near = np.linalg.norm(shape[:, :2] - goal, axis=1) < 0.04
         base = shape[near, 2].max() if near.any() else shape[:, 2].max()
-        high = max(_highest_between(world.obstacles(name, target), start, goal), shape[:, 2].max())
+        high = max(highest_between(world.obstacles(name, target), start, goal), shape[:, 2].max())
         tall = np.ptp(world.points(name)[:, 2])
         if not (yield from self._pick(name, high + tall + 0.05, goal=goal)):
             return False
-        yield from self._clear(name, high + 0.025)
-        return (yield from self._place(name, goal, base + 0.006, coned=True))
+        yield from clear(self.arm, name, high + 0.025)
+        return (yield from set_down(self.arm, name, goal, base + 0.006, coned=True))
 
     def _onto_region(self, name: str, region: str) -> Motion:
         world = self.world
@@ -158,8 +151,8 @@ class Expert:
         tall = np.ptp(world.points(name)[:, 2])
         if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST), goal=centre[:2])):
             return False
-        yield from self._clear(name, high + 0.02)
-        return (yield from self._place(name, centre[:2] + self._share(name, region), base + 0.004))
+        yield from clear(self.arm, name, high + 0.02)
+        return (yield from set_down(self.arm, name, centre[:2] + self._share(name, region), base + 0.004))
 
     def _share(self, name: str, region: str) -> np.ndarray:
         """Displacement (2,) from a region's centre where several things of the goal share it."""
@@ -184,9 +177,9 @@ class Expert:
         high = (world.points(owner) if owner else world.obstacles(name))[:, 2].max()
         if not (yield from self._pick(name, high + 0.10)):
             return False
-        yield from self._clear(name, high + 0.02)
+        yield from clear(self.arm, name, high + 0.02)
         *place, floor = self._uncovered(name, region, owner)
-        return (yield from self._place(name, np.array(place), floor))
+        return (yield from set_down(self.arm, name, np.array(place), floor))
 
     def _uncovered(self, name: str, region: str, owner: str | None) -> np.ndarray:
         """Where (3,) in an opened drawer a thing can be set down: nearest its centre with nothing above."""
@@ -256,52 +249,3 @@ class Expert:
         if disturbed(self.arm, name, before):
             yield from self._stay()  # its labels would be wrong: an attempt that is dropped
         return True
-
-    def _clear(self, name: str, height: float) -> Motion:
-        """Raise what is held until its lowest point is above ``height``."""
-        needed = height - self.world.points(name)[:, 2].min()
-        if needed > 0:
-            yield from self.arm.servo(self.world.hand + [0, 0, needed], tolerance=0.015, steps=25)
-        return True
-
-    def _place(self, name: str, xy: np.ndarray, height: float, coned: bool = False) -> Motion:
-        """Carry a held thing over ``xy``, lower it until its lowest point is at ``height``, let go.
-
-        ``coned``: It may come down while it is still a little aside, as nothing stands around.
-        """
-        arm, world = self.arm, self.world
-
-        def over(z: float) -> np.ndarray:
-            return np.array([*(world.hand[:2] + xy - world.position(name)[:2]), z])
-
-        travel, below = world.hand[2], world.hand[2] - world.position(name)[2]
-        if coned:
-            yield from arm.servo(over(travel), tolerance=BROAD, steps=80)
-            low = travel - (world.points(name)[:, 2].min() - height)
-            heading = partial(arm.cone, over, low, travel)
-            yield from arm.servo(over(low), steps=60, speed=LOWERING, heading=heading)
-        else:
-            yield from arm.servo(over(travel), tolerance=0.015, steps=80)
-            yield from arm.servo(over(travel), steps=20)
-        if world.hand[2] - world.position(name)[2] > below + LIFTED:
-            return False
-        for _ in range(3):
-            drop = world.points(name)[:, 2].min() - height
-            if drop < 0.006:
-                break
-            yield from arm.servo(over(world.hand[2] - drop), steps=30, speed=LOWERING)
-        yield from arm.open()
-        yield from arm.servo(world.hand + [0, 0, 0.10], steps=15, tolerance=0.02)
-        return (yield from arm.hold(3))
-
-
-def _highest_between(points: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
-    """Highest point near the straight way from ``start`` to ``goal``; 0 if there is none."""
-    if not len(points):
-        return 0.0
-    way = goal - start
-    length = np.linalg.norm(way) + 1e-9
-    along = (points[:, :2] - start) @ way / length
-    side = np.abs((points[:, :2] - start) @ np.array([-way[1], way[0]])) / length
-    near = (along > -0.05) & (along < length + 0.05) & (side < 0.12)
-    return float(points[near, 2].max()) if near.any() else 0.0

@@ -37,13 +37,15 @@ def recording_settings(
         ValueError: If grasps are to miss where the expert cannot.
     """
     scenes = scenes_of(suite_of_tasks(",".join(tasks)))
-    noise = disturbance or Disturbance(scenes.noise, scenes.kick_chance, miss_chance=scenes.miss_chance)
+    noise = disturbance or Disturbance(
+        scenes.noise, scenes.kick_chance, miss_chance=scenes.miss_chance or 0.0
+    )
     if miss_chance is not None:
         noise = replace(noise, miss_chance=miss_chance)
-    if noise.miss_chance and scenes.name == METAWORLD.name:
+    if noise.miss_chance and scenes.miss_chance is None:
         raise ValueError(
-            f"a share of missed grasps, {noise.miss_chance:g}, was asked for: only LIBERO's expert can miss. "
-            "Leave out --misses"
+            f"a share of missed grasps, {noise.miss_chance:g}, was asked for, but the experts of "
+            f"{scenes.name} cannot miss. Leave out --misses"
         )
     limit = MAX_STEPS if scenes.name == METAWORLD.name else default_length(scenes.name, tasks, protocol)
     return {

@@ -41,7 +41,7 @@ class Scenes:
         privileged_dim: Numbers of a scene's ``known_state``, which recordings keep.
         noise: Levels of the disturbance while recording (`expert.Disturbance`).
         kick_chance: Chance per step of a kick.
-        miss_chance: Share of recorded attempts whose first grasp is made to miss.
+        miss_chance: Share of recorded attempts whose first grasp is made to miss; None where experts cannot.
         packages: Whose versions a recording notes.
     """
 
@@ -61,7 +61,7 @@ class Scenes:
     privileged_dim: int
     noise: tuple[float, ...]
     kick_chance: float
-    miss_chance: float
+    miss_chance: float | None
     packages: tuple[str, ...]
 
     def observation_features(self, size: int) -> dict[str, PolicyFeature]:
@@ -96,7 +96,7 @@ METAWORLD = Scenes(
     noise=(0.0, 0.2, 0.4, 0.6),
     kick_chance=0.04,
     # Its experts answer every disturbance from the state alone, but none has an empty closed hand to answer.
-    miss_chance=0.0,
+    miss_chance=None,
     packages=("lerobot", "metaworld", "mujoco", "numpy"),
 )
 
