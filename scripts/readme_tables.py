@@ -77,10 +77,10 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
                     *GROUP_COLUMNS,
                     ("two_stage_minus_only_ft", "two-stage minus finetune only"),
                     ("expert", "scripted expert"),
-                    ("no_misses_teacher", "teacher, no missed grasps in the demonstrations"),
-                    ("no_misses_two_stage", "two-stage, the same"),
                 )
             },
+            "c.libero_object_no_misses_teacher": "LIBERO-Object: teacher, no misses in the demonstrations",
+            "c.libero_object_no_misses_two_stage": "LIBERO-Object: two-stage, the same",
             "c.libero_object_no_misses_only_finetune": "LIBERO-Object: finetune only, the same",
         },
     ),
