@@ -177,6 +177,15 @@ def test_the_hand_comes_down_to_a_rim_without_waiting(arm, friction):
     assert min(moved[:-5]) > 0.005, "metres per step"
 
 
+def test_a_flat_plate_is_not_come_down_to_along_a_cone(arm):
+    from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+
+    hand = Hand()
+    hand.things["plate_1"] = block((0.0, 0.0, 1.0), (0.08, 0.08, 0.01))
+    ways = grasps(hand, arm(hand), "plate_1")
+    assert all(way.thin and not way.coned for way in ways), "the fingers have millimetres to hold it by"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_while_a_grasp_misses_the_label_is_the_way_back(arm, seed):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps

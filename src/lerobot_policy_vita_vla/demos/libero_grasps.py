@@ -68,6 +68,7 @@ class Grasp(NamedTuple):
         hits: Obstacle points in its way.
         under: Something hangs over the thing, so that it leaves the way the hand came.
         thin: Between the fingers is a rim of a few millimetres: their positions hardly tell it from nothing.
+        coned: The hand comes down along a cone: there is room beside a deep thing's rim, and nothing above.
     """
 
     cost: float
@@ -77,11 +78,7 @@ class Grasp(NamedTuple):
     hits: int = 0
     under: bool = False
     thin: bool = False
-
-    @property
-    def coned(self) -> bool:
-        """Whether the hand comes down along a cone: there is much room beside a rim, and nothing above it."""
-        return self.thin and not self.under
+    coned: bool = False
 
     def behind(self, height: float) -> np.ndarray:
         """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
@@ -142,7 +139,9 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
         xy = middle + radius * axis[:2]
         hits = _in_the_way(obstacles, np.array([*xy, height]), axis, rotation)
         cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * np.linalg.norm(xy - BASE)
-        return Grasp(cost + (LEAN_COST if lean else 0.0), xy, height, rotation, hits, lean != 0, thin=True)
+        under = lean != 0
+        cost += LEAN_COST if under else 0.0
+        return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=tall and not under)
 
     angles = np.arange(0, 2 * np.pi, AXES)
     found = [at(angle, 0.0) for angle in angles]
