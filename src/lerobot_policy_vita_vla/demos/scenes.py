@@ -119,7 +119,7 @@ LIBERO = Scenes(
     # Our choice: an action is up to 5 cm here, five times Meta-World's, and a kick would throw a held thing.
     noise=(0.0, 0.05, 0.1),
     kick_chance=0.0,
-    # Our choice: missed grasps were what policies failed by (docs/benchmarks.md has both, with and without).
+    # Our choice: missed grasps were what policies failed by (docs/benchmarks.md has Object with and without).
     miss_chance=0.35,
     packages=("lerobot", "hf-libero", "robosuite", "mujoco", "numpy"),
 )
