@@ -177,6 +177,17 @@ def test_the_hand_comes_down_to_a_rim_without_waiting(arm, friction):
     assert min(moved[:-5]) > 0.005, "metres per step"
 
 
+def test_a_bowl_at_the_end_of_the_reach_is_taken_on_its_near_side(arm):
+    from lerobot_policy_vita_vla.demos.libero_grasps import BASE, FAR, grasps
+
+    hand = Hand()
+    moves = arm(hand)
+    for x, near in ((-0.1, False), (FAR + BASE[0] + 0.02, True)):
+        hand.things["bowl_1"] = block((x, 0.0, 1.0), (0.06, 0.06, 0.04))
+        way = grasps(hand, moves, "bowl_1")[0]
+        assert np.linalg.norm(way.xy - BASE) < FAR + 0.01 and (way.xy[0] < x - 0.01) == near
+
+
 def test_a_flat_plate_is_not_come_down_to_along_a_cone(arm):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps
 

@@ -28,6 +28,10 @@ AXES = np.pi / 18
 BASE = np.array([-0.6, 0.0])
 """Where the arm stands: near sides of a rim are reached better."""
 
+FAR, FAR_COST = 0.68, 30.0
+"""Metres from there beyond which the arm is all but stretched, and what a metre more costs: a stretched arm
+can hardly be pulled back, and stays where it has carried the thing."""
+
 LEAN, LEAN_COST = np.radians(35), 0.3
 """Where nothing upright is free, the hand leans along the rim, away from what hangs over it."""
 
@@ -138,7 +142,8 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
         rotation = arm.leaning(rotation, np.array([-axis[1], axis[0], 0.0]), lean)
         xy = middle + radius * axis[:2]
         hits = _in_the_way(obstacles, np.array([*xy, height]), axis, rotation)
-        cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * np.linalg.norm(xy - BASE)
+        away = np.linalg.norm(xy - BASE)
+        cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * away + FAR_COST * max(0.0, away - FAR)
         under = lean != 0
         cost += LEAN_COST if under else 0.0
         return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=tall and not under)
