@@ -546,5 +546,24 @@ def test_an_interrupted_training_goes_on_as_the_message_says(capsys, run, tmp_pa
     assert steps == [1, 2, 3, 4]
 
 
+def test_a_resumed_run_finds_its_dataset_where_it_was_moved_and_takes_no_other(capsys, run, tmp_path):
+    first, moved, other = tmp_path / "first", tmp_path / "moved", tmp_path / "other"
+    for folder in (first, other):
+        shutil.copytree(run / "demos", folder)
+    words = train_words("teacher", first, tmp_path / "out")
+    words[words.index("--steps") + 1] = "1"
+    assert cli.main(words) == 0
+    resume = ("teacher", "--out", str(tmp_path / "out"), "--resume", "--steps", "2", "--demos")
+    said = refusal(capsys, *resume, str(other))
+    assert f"--demos {other}" in said and f"was trained on {first}" in said
+    first.rename(moved)
+    told = other / "meta" / "vita_vla.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"statistics_hash": "0"}))
+    said = refusal(capsys, *resume, str(other))
+    assert str(first) in said and "which is gone" in said
+    assert cli.main([*resume, str(moved)]) == 0
+    assert checkpoint(tmp_path / "out", "000002").is_dir()
+
+
 def test_the_commandlines_name_of_the_simulators_state_is_the_packages():
     assert training_line.PRIVILEGED_STATE == PRIVILEGED_STATE

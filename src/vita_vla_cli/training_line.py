@@ -146,6 +146,40 @@ def dataset_folder(path: Path) -> Path:
     return path
 
 
+def dataset_since_moved(config: Path, demos: Path) -> list[str]:
+    """What a resumed run must be told about its dataset: nothing, unless the folder has moved.
+
+    Args:
+        config: The run's train_config.json.
+        demos: Folder of the dataset, as given with ``--resume``.
+
+    Raises:
+        ValueError: The run was trained on another dataset, or ``demos`` does not hold one.
+    """
+    saved = json.loads(config.read_text())
+    if saved["dataset"]["root"] is None:  # the hub's
+        return []
+    root = Path(saved["dataset"]["root"])
+    if root.absolute() == demos.absolute():
+        return []
+    dataset_folder(demos)
+    if root.exists():
+        if root.samefile(demos):
+            return []
+        raise ValueError(
+            f"--demos {demos}: the run to be resumed was trained on {root}. Name that folder, or start a run "
+            "on these demonstrations: without --resume, with another --out"
+        )
+    recorded = demos / "meta" / "vita_vla.json"
+    known = (saved["policy"].get("recording") or {}).get("statistics_hash")
+    if known and recorded.is_file() and known != json.loads(recorded.read_text())["statistics_hash"]:
+        raise ValueError(
+            f"--demos {demos}: the run to be resumed was trained on {root}, which is gone, and these "
+            "demonstrations have other statistics. Name where that dataset lies now"
+        )
+    return [f"--dataset.root={demos}"]
+
+
 def _is_whole(parquet: Path) -> bool:
     with parquet.open("rb") as file:
         file.seek(max(0, parquet.stat().st_size - 4))
