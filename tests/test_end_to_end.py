@@ -544,6 +544,8 @@ def test_an_interrupted_training_goes_on_as_the_message_says(capsys, run, tmp_pa
     assert checkpoint(tmp_path / "out", "000004").is_dir()
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "train_log.jsonl").open()]
     assert steps == [1, 2, 3, 4]
+    first, second = (tmp_path / "out" / "command.txt").read_text().splitlines()
+    assert "--policy.type=seer" in first and "--resume=true" in second
 
 
 def test_a_resumed_run_finds_its_dataset_where_it_was_moved_and_takes_no_other(capsys, run, tmp_path):

@@ -35,7 +35,7 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
 
     Returns:
         The output folder, in which ``train_log.jsonl`` holds one JSON object per log step and ``command.txt``
-        the plain ``lerobot-train`` line.
+        the plain ``lerobot-train`` line, of a resumed run one for each part.
 
     Raises:
         ValueError: ``--output_dir`` is missing, or LeRobot refuses an argument.
@@ -76,10 +76,11 @@ def run_training(argv: list[str], *, cache: bool = True, cache_gib: float | None
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             cpu=_device(argv) == "cpu",
         )
-    with _arguments(argv), default_decoder_unmentioned(argv), _learning_curve(output_dir), _refusals():
+    curve = _LearningCurve(output_dir, plain_command(argv))
+    with _arguments(argv), default_decoder_unmentioned(argv), curve.followed(), _refusals():
         lerobot_train.train(accelerator=accelerator)
     if accelerator is None or accelerator.is_main_process:
-        (output_dir / COMMAND_FILE).write_text(plain_command(argv) + "\n")
+        curve.say_command()  # A run shorter than a log step.
     return output_dir
 
 
@@ -217,24 +218,42 @@ def _refusals():
         raise ValueError(str(reason)) from stop
 
 
-@contextmanager
-def _learning_curve(output_dir: Path):
-    """Write LeRobot's numbers of each log step to a file, as they come."""
-    from lerobot.utils.logging_utils import MetricsTracker
+class _LearningCurve:
+    """Writes LeRobot's numbers of each log step to a file, as they come, and before them what made them.
 
-    def write(record: logging.LogRecord) -> bool:
-        if isinstance(record.msg, MetricsTracker) and output_dir.parent.exists():
-            output_dir.mkdir(exist_ok=True)
-            numbers = record.msg.to_dict()
-            numbers["step"] = numbers.pop("steps")
-            with (output_dir / LOG_FILE).open("a") as file:
-                file.write(json.dumps(numbers) + "\n")
-        return True
+    So a run that is killed has its command, and one that is resumed has both.
+    """
 
-    # A filter, not a handler: init_logging() clears the root logger's handlers.
-    root = logging.getLogger()
-    root.addFilter(write)
-    try:
-        yield
-    finally:
-        root.removeFilter(write)
+    def __init__(self, output_dir: Path, command: str):
+        self._folder, self._command = output_dir, command
+        self._said = False
+
+    def say_command(self) -> None:
+        """Add this run's command to the folder's, once."""
+        if not self._said:
+            with (self._folder / COMMAND_FILE).open("a") as file:
+                file.write(self._command + "\n")
+        self._said = True
+
+    @contextmanager
+    def followed(self):
+        """Write while LeRobot trains."""
+        from lerobot.utils.logging_utils import MetricsTracker
+
+        def write(record: logging.LogRecord) -> bool:
+            if isinstance(record.msg, MetricsTracker) and self._folder.parent.exists():
+                self._folder.mkdir(exist_ok=True)
+                self.say_command()
+                numbers = record.msg.to_dict()
+                numbers["step"] = numbers.pop("steps")
+                with (self._folder / LOG_FILE).open("a") as file:
+                    file.write(json.dumps(numbers) + "\n")
+            return True
+
+        # A filter, not a handler: init_logging() clears the root logger's handlers.
+        root = logging.getLogger()
+        root.addFilter(write)
+        try:
+            yield
+        finally:
+            root.removeFilter(write)
