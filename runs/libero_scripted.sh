@@ -4,12 +4,11 @@
 #
 # 30 demonstrations per task, in a third of which the first grasp is made to miss (docs/libero.md), pictures of
 # 96 px for recording, training and evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per
-# policy and suite: 50 with the default of 5 per task, which two cores can render; on a machine with a GPU
-# STARTS=20.
+# policy and suite: 200 with the default of 20 per task.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
-# shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 15
-# without the expert. Needs the extra `libero` and the assets (docs/libero.md).
-# MISSES=0 bash runs/libero_scripted.sh: the same with demonstrations in which no grasp misses.
+# shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 50 to
+# 70 without the expert. Needs the extra `libero` and the assets (docs/libero.md).
+# MISSES=0 STARTS=5 bash runs/libero_scripted.sh: with demonstrations in which no grasp misses.
 # Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses) and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
@@ -19,7 +18,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 SUITES=${SUITES:-libero_object libero_spatial}
 EPISODES=${EPISODES:-30}   # demonstrations per task
 MISSES=${MISSES:-0.35}     # share of them whose first grasp misses
-STARTS=${STARTS:-5}        # evaluation episodes per task
+STARTS=${STARTS:-20}       # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
 # Updates.
@@ -29,7 +28,7 @@ FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
 PUBLISH=${PUBLISH:-yes}
 
 command="bash runs/libero_scripted.sh" ending=
-if [ "$MISSES" = 0 ]; then command="MISSES=0 $command" ending=_no_misses; fi
+if [ "$MISSES" = 0 ]; then command="MISSES=0 STARTS=$STARTS $command" ending=_no_misses; fi
 
 for suite in $SUITES; do
   name=$suite$ending
