@@ -172,7 +172,8 @@ def dataset_since_moved(config: Path, demos: Path) -> list[str]:
         )
     recorded = demos / "meta" / "vita_vla.json"
     known = (saved["policy"].get("recording") or {}).get("statistics_hash")
-    if known and recorded.is_file() and known != json.loads(recorded.read_text())["statistics_hash"]:
+    here = json.loads(recorded.read_text()).get("statistics_hash") if recorded.is_file() else None
+    if known and here and known != here:
         raise ValueError(
             f"--demos {demos}: the run to be resumed was trained on {root}, which is gone, and these "
             "demonstrations have other statistics. Name where that dataset lies now"
