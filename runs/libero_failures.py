@@ -20,7 +20,8 @@ from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest, load_manifest
 from lerobot_policy_vita_vla.evaluation.predictor import PolicyPredictor, load_predictor
 from lerobot_policy_vita_vla.evaluation.results import read_episodes, write_json
-from lerobot_policy_vita_vla.evaluation.worker import Rollout, Settings
+from lerobot_policy_vita_vla.evaluation.runner import settings_of
+from lerobot_policy_vita_vla.evaluation.worker import Rollout
 
 LIFTED = 0.02
 """Metres above where it stood at first, from which a thing counts as lifted."""
@@ -37,19 +38,13 @@ ON = 0.03
 
 def play(policy: PolicyPredictor, manifest: Manifest, task: str, seed: int) -> dict:
     """Play one episode and say how it ended."""
-    look = {"quality": manifest.quality, "observation_size": manifest.observation_size}
-    length = {"episode_length": manifest.episode_length}
-    scene = make_scene(manifest.suite, task, protocol=manifest.protocol, **look, **length)
-    chunk = policy.policy.config.chunk_size
-    settings = Settings(
-        **look,
-        **length,
-        chunk_size=chunk,
-        n_action_steps=policy.n_action_steps or chunk,
-        ensemble_coeff=policy.ensemble_coeff,
-        execute_from=policy.execute_from,
-        n_obs_steps=policy.n_obs_steps,
-        suite=manifest.suite,
+    settings = settings_of(policy, manifest, policy.policy.config.chunk_size)
+    scene = make_scene(
+        manifest.suite,
+        task,
+        quality=manifest.quality,
+        observation_size=manifest.observation_size,
+        episode_length=manifest.episode_length,
         protocol=manifest.protocol,
     )
     rollout = Rollout(scene, seed, settings)

@@ -146,18 +146,20 @@ def dataset_folder(path: Path) -> Path:
     return path
 
 
-def dataset_since_moved(config: Path, demos: Path) -> list[str]:
+def dataset_since_moved(config: Path, demos: Path, extra: Sequence[str]) -> list[str]:
     """What a resumed run must be told about its dataset: nothing, unless the folder has moved.
 
     Args:
         config: The run's train_config.json.
         demos: Folder of the dataset, as given with ``--resume``.
+        extra: Arguments of `lerobot-train`, which may name the folder themselves.
 
     Raises:
         ValueError: The run was trained on another dataset, or ``demos`` does not hold one.
     """
     saved = json.loads(config.read_text())
-    if saved["dataset"]["root"] is None:  # the hub's
+    # The hub's, or named as LeRobot does.
+    if saved["dataset"]["root"] is None or _value(extra, "dataset.root") is not None:
         return []
     root = Path(saved["dataset"]["root"])
     if root.absolute() == demos.absolute():
@@ -170,10 +172,10 @@ def dataset_since_moved(config: Path, demos: Path) -> list[str]:
             f"--demos {demos}: the run to be resumed was trained on {root}. Name that folder, or start a run "
             "on these demonstrations: without --resume, with another --out"
         )
-    recorded = demos / "meta" / "vita_vla.json"
-    known = (saved["policy"].get("recording") or {}).get("statistics_hash")
-    here = json.loads(recorded.read_text()).get("statistics_hash") if recorded.is_file() else None
-    if known and here and known != here:
+    from lerobot_policy_vita_vla.conventions import RecordingInfo
+
+    known, here = (saved["policy"].get("recording") or {}).get("statistics_hash"), RecordingInfo.load(demos)
+    if known and here and here.statistics_hash and known != here.statistics_hash:
         raise ValueError(
             f"--demos {demos}: the run to be resumed was trained on {root}, which is gone, and these "
             "demonstrations have other statistics. Name where that dataset lies now"

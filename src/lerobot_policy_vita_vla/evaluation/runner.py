@@ -200,7 +200,22 @@ def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, B
     )
     if action_dim != (takes := scenes_of(manifest.suite).action_dim):
         raise ValueError(f"the policy gives {action_dim} numbers per action, {manifest.suite} takes {takes}")
-    settings = _settings(
+    settings = settings_of(predictor, manifest, chunk_size)
+    check_chunking(
+        settings.chunk_size, settings.n_action_steps, settings.ensemble_coeff, settings.execute_from
+    )
+    return predictor, settings, plan
+
+
+def settings_of(predictor: ChunkPredictor, manifest: Manifest, chunk_size: int) -> Settings:
+    """How a policy plays a manifest's episodes.
+
+    Args:
+        predictor: The policy.
+        manifest: The episodes.
+        chunk_size: Actions of its chunks.
+    """
+    return _settings(
         manifest,
         chunk_size=chunk_size,
         n_action_steps=predictor.n_action_steps or chunk_size - predictor.execute_from,
@@ -209,10 +224,6 @@ def _prepare(predictor, manifest: Manifest, rows: int) -> tuple[Any, Settings, B
         n_obs_steps=predictor.n_obs_steps,
         uses_images=predictor.uses_images,
     )
-    check_chunking(
-        settings.chunk_size, settings.n_action_steps, settings.ensemble_coeff, settings.execute_from
-    )
-    return predictor, settings, plan
 
 
 def _picture_bytes(manifest: Manifest, history: int) -> int:

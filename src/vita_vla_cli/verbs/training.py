@@ -241,9 +241,7 @@ def _resume(args: argparse.Namespace) -> list[str]:
     config = args.out / training_line.TRAIN_CONFIG
     if not config.is_file():
         raise ValueError(f"--resume: {config} does not exist; start the run without --resume")
-    moved = []
-    if not any(flag.startswith("--dataset.root=") for flag in args.extra):
-        moved = training_line.dataset_since_moved(config, args.demos)
+    moved = training_line.dataset_since_moved(config, args.demos, args.extra)
     return [f"--config_path={config}", "--resume=true", f"--steps={args.steps}", *moved, *args.extra]
 
 
