@@ -2,14 +2,15 @@
 # LIBERO on scripted demonstrations: teacher, only-finetune and two-stage on Object and on Spatial, evaluated on
 # the official initial states (no demonstration begins there), the scripted expert beside them.
 #
-# 30 demonstrations per task, in a third of which the first grasp is made to miss (docs/libero.md), pictures of
-# 96 px for recording, training and evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per
-# policy and suite: 200 with the default of 20 per task.
+# 30 demonstrations per task, in a third of which the first grasp is made to miss, and in a third of Spatial's the bowl
+# is first set down beside the plate's middle (docs/libero.md), pictures of 96 px for recording, training and
+# evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per policy and suite: 200 with the default of 20 per task.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
 # shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 50 to
 # 70 without the expert. Needs the extra `libero` and the assets (docs/libero.md).
-# MISSES=0 STARTS=5 bash runs/libero_scripted.sh: with demonstrations in which no grasp misses.
-# Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses) and the keys c.libero_* of results/summary.json.
+# MISSES=0 or ASIDES=0 bash runs/libero_scripted.sh: with demonstrations without that mistake.
+# Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses, ASIDES=0: <suite>_no_asides) and the keys
+# c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 SUITES=${SUITES:-libero_object libero_spatial}
 EPISODES=${EPISODES:-30}   # demonstrations per task
 MISSES=${MISSES:-0.35}     # share of them whose first grasp misses
+ASIDES=${ASIDES:-0.35}     # share of them in which a bowl is first set down beside the plate's middle
 STARTS=${STARTS:-20}       # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
@@ -28,7 +30,9 @@ FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
 PUBLISH=${PUBLISH:-yes}
 
 command="bash runs/libero_scripted.sh" ending=
-if [ "$MISSES" = 0 ]; then command="MISSES=0 STARTS=$STARTS $command" ending=_no_misses; fi
+if [ "$STARTS" != 20 ]; then command="STARTS=$STARTS $command"; fi
+if [ "$ASIDES" = 0 ]; then command="ASIDES=0 $command" ending=_no_asides; fi
+if [ "$MISSES" = 0 ]; then command="MISSES=0 $command" ending=${ending}_no_misses; fi
 
 for suite in $SUITES; do
   name=$suite$ending
@@ -36,7 +40,7 @@ for suite in $SUITES; do
   demos=$run/demos
   stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$demos" --out "$run/$1"; }
   $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --misses "$MISSES" \
-    --root "$run/demos" --workers 2
+    --asides "$ASIDES" --root "$run/demos" --workers 2
   stage teacher teacher --steps "$TEACHER_STEPS"
   # Students see every frame several times: what teacher and image encoder make of it is computed once.
   [ -d "$run/taught" ] || $VITA teacher features --demos "$demos" --teacher "$run/teacher" --out "$run/taught"

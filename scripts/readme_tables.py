@@ -79,9 +79,16 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
                     ("expert", "scripted expert"),
                 )
             },
-            "c.libero_object_no_misses_teacher": "LIBERO-Object: teacher, no misses in the demonstrations",
-            "c.libero_object_no_misses_two_stage": "LIBERO-Object: two-stage, the same",
-            "c.libero_object_no_misses_only_finetune": "LIBERO-Object: finetune only, the same",
+            **{
+                f"c.libero_{suite}_{without}_{key}": f"LIBERO-{suite.capitalize()}: {what}, {lacking}"
+                for suite, without, lacking in (
+                    ("object", "no_misses", "no misses in the demonstrations"),
+                    ("spatial", "no_asides", "no bowls set aside in the demonstrations"),
+                )
+                for key, what in GROUP_COLUMNS
+            },
+            "c.libero_spatial_no_asides_two_stage_minus_only_ft": "the same, two-stage minus finetune only",
+            "c.libero_spatial_no_asides_expert": "the same, scripted expert",
         },
     ),
     (

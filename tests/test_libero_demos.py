@@ -6,7 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from lerobot_policy_vita_vla.demos.check import check_dataset
 from lerobot_policy_vita_vla.demos.dataset import DatasetWriter, features
-from lerobot_policy_vita_vla.demos.expert import Demonstration, Disturbance
+from lerobot_policy_vita_vla.demos.expert import MISTAKES, Demonstration, Disturbance
 from lerobot_policy_vita_vla.demos.plan import recording_settings
 from lerobot_policy_vita_vla.demos.scenes import LIBERO, METAWORLD
 
@@ -137,6 +137,25 @@ def test_a_bowl_is_taken_by_its_rim(arm):
     assert abs(fingers @ best.xy) / 0.059 > 0.999, "one finger inside, one outside"
 
 
+def test_a_bowl_that_leans_is_taken_as_deep_on_its_low_side(arm):
+    from lerobot_policy_vita_vla.demos.libero_grasps import grasps
+
+    angles = np.linspace(0, 2 * np.pi, 60)
+    ring = np.stack([0.05 * np.cos(angles), 0.05 * np.sin(angles), np.full(60, 0.025)], 1)
+    bowl = np.concatenate([ring, ring * [0.6, 0.6, -1]])
+    depths = {}
+    for degrees in (0, 2, 10):
+        hand = Hand()
+        leaning = bowl @ Rotation.from_euler("y", degrees, degrees=True).as_matrix().T + [0, 0, 1]
+        hand.things["bowl_1"] = leaning
+        ways = grasps(hand, arm(hand), "bowl_1")
+        rims = [leaning[np.linalg.norm(leaning[:, :2] - way.xy, axis=1).argmin(), 2] for way in ways]
+        depths[degrees] = np.array([rim - way.height for rim, way in zip(rims, ways, strict=True)])
+    np.testing.assert_allclose(depths[0], 0.022, atol=1e-9)
+    assert np.ptp(depths[2]) > 0.003, "a little askew, it is taken as if it stood upright"
+    assert depths[10].min() > 0.012, "and never by the last millimetres of its low side"
+
+
 def test_a_cone_leads_lower_the_less_the_hand_is_aside(arm):
     from lerobot_policy_vita_vla.demos.libero_arm import CONE_TIP
 
@@ -229,6 +248,61 @@ def test_while_a_grasp_misses_the_label_is_the_way_back(arm, seed):
     assert np.linalg.norm(hand.hand[:2] - way.xy) < 0.02 and hand.opening > 0.07
 
 
+class Carrying(Hand):
+    """A hand that holds a bowl by its rim as long as its fingers are closed."""
+
+    def act(self, action):
+        before = self.hand
+        super().act(action)
+        if self.opening < 0.02:
+            self.things["bowl_1"] = self.things["bowl_1"] + self.hand - before
+
+
+@pytest.fixture
+def carrying(arm):
+    """A bowl in the hand, its place, and the movement that sets it down aside."""
+    from lerobot_policy_vita_vla.demos.libero_aside import set_aside
+
+    hand = Carrying()
+    hand.hand, hand.opening = np.array([-0.05, 0.0, 1.2]), 0.0
+    hand.things["bowl_1"] = block((0.0, 0.0, 1.17), (0.05, 0.05, 0.03))
+    moves, place = arm(hand), np.array([0.05, 0.25])
+    moves.grip = 1.0
+
+    def aside(seed):
+        return set_aside(moves, "bowl_1", "plate_1", place, 0.9, np.random.default_rng(seed))
+
+    return hand, place, aside
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_thing_is_let_go_of_beside_its_place_and_labels_go_back_to_it(carrying, seed):
+    hand, place, aside = carrying
+    for wanted, done in aside(seed):
+        held = hand.opening < 0.02 and done[6] > 0
+        assert wanted[6] == (1 if held else -1), "it is held until it is let go of"
+        assert np.abs(wanted).max() <= 1 and wanted.dtype == done.dtype == np.float32
+        if not held and hand.hand[2] < hand.points("bowl_1")[:, 2].max():
+            assert np.abs(wanted[:2]).max() < 0.1, "not sideways with the rim between the fingers"
+        hand.act(done)
+    bowl = hand.position("bowl_1")
+    assert 0.035 < np.linalg.norm(bowl[:2] - place) < 0.065 and bowl[2] < 0.95
+    assert hand.opening > 0.07 and hand.hand[2] > bowl[2] + 0.05
+
+
+@pytest.mark.parametrize("steps", [0, 5, 10])
+def test_who_follows_the_labels_sets_it_down_where_it_belongs(carrying, steps):
+    hand, place, aside = carrying
+    labels = aside(0)
+    for step, (wanted, done) in enumerate(labels):
+        assert wanted[6] == 1
+        hand.act(done if step < steps else wanted)
+        bowl = hand.points("bowl_1")
+        if bowl[:, 2].min() < 0.91:
+            break
+    assert np.linalg.norm(hand.position("bowl_1")[:2] - place) < 0.012
+
+
 @pytest.mark.parametrize(("thin", "most"), [(False, 1.0), (True, 0.5)])
 def test_the_empty_hand_stays_away_from_the_goal_where_fingers_tell_little(arm, thin, most):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps
@@ -306,26 +380,30 @@ def test_settings_of_a_recording_name_suite_protocol_and_noise(libero_package):
     assert (older["max_steps"], older["suite"]) == (260, METAWORLD.name)
 
 
-def test_the_help_names_the_share_of_missed_grasps(capsys):
+def test_the_help_names_the_shares_of_mistakes(capsys):
     from vita_vla_cli.cli import main
 
     with pytest.raises(SystemExit):
         main(["demos", "record", "--help"])
-    assert f"learn to come back (default: {LIBERO.miss_chance:g})" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"learn to come back (default: {LIBERO.mistakes['miss_chance']:g})" in told
+    assert f"learn to take it up again (default: {LIBERO.mistakes['aside_chance']:g})" in told
 
 
-def test_missed_grasps_are_part_of_a_recordings_settings_and_libero_only(libero_package):
-    def settings(task, **given):
-        return recording_settings([task], 5, "light", 96, 1000, None, **given)
+def test_mistakes_are_part_of_a_recordings_settings_and_libero_only(libero_package):
+    def noise(**mistakes):
+        task = "libero_object_3"
+        return recording_settings([task], 5, "light", 96, 1000, None, "lerobot", mistakes)["noise"]
 
-    assert settings("libero_object_3", protocol="lerobot")["noise"]["miss_chance"] == LIBERO.miss_chance > 0
-    few = settings("libero_object_3", protocol="lerobot", miss_chance=0.1)
-    assert few["noise"]["miss_chance"] == 0.1
+    assert noise().items() >= LIBERO.mistakes.items() and all(LIBERO.mistakes.values())
+    few = noise(miss_chance=0.1)
+    assert few["miss_chance"] == 0.1 and few["aside_chance"] == LIBERO.mistakes["aside_chance"]
     # Without them, recordings made before there were any are still recognised.
-    assert "miss_chance" not in settings("libero_object_3", protocol="lerobot", miss_chance=0.0)["noise"]
-    with pytest.raises(ValueError, match="experts of metaworld cannot miss.*--misses"):
-        settings("reach-v3", miss_chance=0.35)
-    with pytest.raises(ValueError, match="lies in .0, 1., got 35"):
-        settings("libero_object_3", protocol="lerobot", miss_chance=35)
+    assert noise(aside_chance=0.0).keys() & MISTAKES == {"miss_chance"}
+    assert not noise(miss_chance=0.0, aside_chance=0.0).keys() & MISTAKES
+    with pytest.raises(ValueError, match="missed grasps, 0.35, .*experts of metaworld make no.*--misses"):
+        recording_settings(["reach-v3"], 5, "light", 96, 1000, None, mistakes={"miss_chance": 0.35})
+    with pytest.raises(ValueError, match="missed grasps lies in .0, 1., got 35"):
+        noise(miss_chance=35)
+    with pytest.raises(ValueError, match="beside their place lies in .0, 1., got -1"):
+        noise(aside_chance=-1)

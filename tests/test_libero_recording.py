@@ -150,8 +150,8 @@ def test_a_missed_grasp_is_made_good_and_other_attempts_stay_as_they_were(libero
     task = "libero_object_0"
     scene = LiberoScene(task, observation_size=16)
 
-    def attempt(miss_chance):
-        noise = Disturbance(levels=(0.0,), kick_chance=0.0, miss_chance=miss_chance)
+    def attempt(chance):
+        noise = Disturbance(levels=(0.0,), kick_chance=0.0, miss_chance=chance, aside_chance=chance)
         return demonstrate(scene, Attempt(task, 0, 1000, "light", 16, noise, 280, 5, "", "libero", "lerobot"))
 
     plain, spared, missed = attempt(0.0), attempt(1e-9), attempt(1.0)
@@ -166,9 +166,31 @@ def test_a_missed_grasp_is_made_good_and_other_attempts_stay_as_they_were(libero
     assert lifted.any() and wrong.nonzero()[0].max() < lifted.nonzero()[0].min(), "then it is picked up"
 
     root = tmp_path / "demos"
-    record(task, 1, root, observation_size=16, workers=1, progress=False, miss_chance=1.0)
+    record(task, 1, root, observation_size=16, workers=1, progress=False, mistakes={"miss_chance": 1.0})
     assert RecordingInfo.load(root).noise["miss_chance"] == 1.0
     assert (report := replay(root)).ok, str(report)
+
+
+def test_a_bowl_set_down_beside_the_plate_is_taken_up_again(libero):
+    from lerobot_policy_vita_vla.demos.expert import Attempt, Disturbance, demonstrate
+    from lerobot_policy_vita_vla.demos.libero import LiberoScene
+
+    task = "libero_spatial_0"
+    scene = LiberoScene(task, observation_size=16)
+    noise = Disturbance(levels=(0.0,), kick_chance=0.0, miss_chance=1.0, aside_chance=1.0)
+    shown = demonstrate(scene, Attempt(task, 0, 1001, "light", 16, noise, 220, 5, "", "libero", "lerobot"))
+    scene.close()
+    bowl, plate = shown.environment_state[:, :3], shown.environment_state[:, 3:]
+    beside = np.linalg.norm(bowl[:, :2] - plate[:, :2], axis=1)
+    opened = shown.state[:, 6] - shown.state[:, 7] > 0.07
+    lying = opened & (np.abs(bowl - np.roll(bowl, 3, axis=0)).max(1) < 1e-3)
+    first = np.flatnonzero(lying & (beside < 0.1))[0]
+    assert 0.03 < beside[first] < 0.07, "where LIBERO does not call it on the plate"
+    assert bowl[first:, 2].max() > bowl[first, 2] + 0.04, "it is taken up again"
+    assert beside[-1] < 0.03, "and put where it belongs"
+    # The label closes the fingers only around the rim, and never moves a bowl that is in its place.
+    wrong = shown.executed_action[:, 6] != shown.action[:, 6]
+    assert wrong.any() and not wrong[beside < 0.02].any()
 
 
 def test_drawn_starts_do_not_depend_on_what_was_drawn_before(libero):

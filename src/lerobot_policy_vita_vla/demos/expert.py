@@ -20,6 +20,27 @@ import numpy as np
 from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
 
 
+class Mistake(NamedTuple):
+    """What an expert can be made to do wrong.
+
+    Args:
+        words: What it is, for messages.
+        allow: The scene's method that allows it for one episode.
+        stream: Number of the random generator that draws it.
+    """
+
+    words: str
+    allow: str
+    stream: int
+
+
+MISTAKES = {
+    "miss_chance": Mistake("missed grasps", "let_expert_miss", 1),
+    "aside_chance": Mistake("things set down beside their place", "let_expert_set_aside", 2),
+}
+"""Fields of `Disturbance` -> the mistakes whose share they are."""
+
+
 @dataclass(frozen=True)
 class Disturbance:
     """How executed actions differ from the expert's.
@@ -31,28 +52,29 @@ class Disturbance:
         kick_chance: Chance per step, in episodes with noise, that a kick starts: one random displacement
             repeated ``kick_steps`` times. Our choice: 0.04.
         kick_steps: Length of a kick. Our choice: 6 steps, up to 6 cm off course.
-        miss_chance: Share of attempts in which the first grasp is made to miss, LIBERO's expert only
-            (`libero_miss`).
+        miss_chance: Share of attempts in which the first grasp is made to miss (`libero_miss`); LIBERO only.
+        aside_chance: Share of attempts, drawn independently, in which what belongs onto a flat thing is first
+            set down beside its middle (`libero_aside`); LIBERO only.
     """
 
     levels: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     kick_chance: float = 0.04
     kick_steps: int = 6
     miss_chance: float = 0.0
+    aside_chance: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         if not self.levels or min(self.levels) < 0 or max(self.levels) > 1:
             raise ValueError(f"noise levels are one or more numbers in [0, 1], got {self.levels}")
-        if not 0 <= self.miss_chance <= 1:
-            raise ValueError(f"the share of missed grasps lies in [0, 1], got {self.miss_chance}")
+        for name, flaw in MISTAKES.items():
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"the share of {flaw.words} lies in [0, 1], got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; as before there were missed grasps where there are none."""
+        """Plain JSON types; as before there were mistakes where there are none."""
         fields = {**asdict(self), "levels": list(self.levels)}
-        if not self.miss_chance:
-            del fields["miss_chance"]
-        return fields
+        return {name: value for name, value in fields.items() if value or name not in MISTAKES}
 
 
 @dataclass(frozen=True)
@@ -154,15 +176,15 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
     frames, kick_left, kick, succeeded_at = [], 0, np.zeros(3), None
     env.rendering = True
     observation, _ = env.reset(seed=attempt.seed)
-    limit, misses = attempt.max_steps, False
-    if noise.miss_chance > 0:
-        # A generator of its own: attempts that do not miss are the same with and without it.
-        miss = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode()), 1])
-        if misses := bool(miss.random() < noise.miss_chance):
-            limit += env.let_expert_miss(miss)
+    limit, mistakes = attempt.max_steps, False
+    for name, flaw in MISTAKES.items():
+        # A generator of its own: attempts without the mistake are the same with and without it.
+        own = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode()), flaw.stream])
+        if own.random() < getattr(noise, name):
+            limit, mistakes = limit + getattr(env, flaw.allow)(own), True
     for step in range(limit + attempt.tail_steps):
         action = env.expert_action()
-        instead = env.executed_action() if misses else None
+        instead = env.executed_action() if mistakes else None
         executed = (action if instead is None else instead).copy()
         executed[:3] = np.clip(executed[:3] + rng.normal(0.0, 1.0, 3) * level, -1.0, 1.0)
         if kick_left == 0 and level > 0 and rng.random() < noise.kick_chance:

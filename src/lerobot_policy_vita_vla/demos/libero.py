@@ -110,7 +110,7 @@ class LiberoScene(LiberoEnv):
         self._seen: mujoco.MjData | None = None
         self._pictures: dict[str, np.ndarray] | None = None
         self._stale, self._steps, self._raw = True, 0, None
-        self._expert, self._miss = None, None
+        self._expert, self._miss, self._aside = None, None, None
 
     def reset(self, seed: int | None = None, **kwargs) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start an episode.
@@ -136,7 +136,7 @@ class LiberoScene(LiberoEnv):
         if official:
             self._raw = self._env.set_init_state(self._init_states[seed])
         self._steps, self._pictures, self._stale, self._expert = 0, None, True, None
-        self._miss = None
+        self._miss, self._aside = None, None
         first = self._raw
         if not self.protocol.refresh:
             self._draw()
@@ -212,7 +212,7 @@ class LiberoScene(LiberoEnv):
         if self._raw is None:
             raise ValueError("expert_action() before reset(): call reset(seed=...) first")
         if self._expert is None:
-            self._expert = Expert(self._env.env, self._miss)
+            self._expert = Expert(self._env.env, self._miss, self._aside)
         return self._expert.action()
 
     def let_expert_miss(self, rng: np.random.Generator) -> int:
@@ -222,8 +222,21 @@ class LiberoScene(LiberoEnv):
         self._miss = rng
         return LONGER
 
+    def let_expert_set_aside(self, rng: np.random.Generator) -> int:
+        """Before an episode's first `expert_action`: let it set a thing down beside its place at first.
+
+        Returns:
+            Steps that it may cost; 0 where nothing belongs onto a thing.
+        """
+        from lerobot_policy_vita_vla.demos.libero_aside import LONGER, applies
+
+        if not applies(self._env.env):
+            return 0
+        self._aside = rng
+        return LONGER
+
     def executed_action(self) -> np.ndarray | None:
-        """What to execute instead of the last `expert_action`, (7,), while a grasp misses; else None."""
+        """What to execute instead of the last `expert_action`, (7,), while it makes a mistake; else None."""
         return self._expert.executed if self._expert is not None else None
 
     def close(self) -> None:

@@ -9,9 +9,13 @@ runs/libero_experts.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
+from lerobot_policy_vita_vla.demos.libero_aside import set_aside
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
 from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, sink
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
@@ -37,6 +41,9 @@ BETWEEN = 0.006
 OUT_FROM_UNDER = 0.04
 """Metres that a leaning hand goes on along its slant before it rises."""
 
+FLAT = 0.04
+"""Metres of height, a plate's say, up to which things are set down on a thing's edge on purpose."""
+
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
 
@@ -54,17 +61,21 @@ class Expert:
     Args:
         env: LIBERO's own environment, reset and settled.
         miss: Lets the first grasp miss and draws how (`libero_miss`); None lets nothing miss.
+        aside: Lets what is put onto a flat thing be set down beside its place at first and draws where
+            (`libero_aside`); None lets nothing be.
 
     Attributes:
-        executed: (7,) what the arm is to do instead of the last action while a grasp misses, else None.
+        executed: (7,) what the arm is to do instead of the last action while it makes a mistake, else None.
 
     Raises:
         ValueError: If the task needs a skill that is missing.
     """
 
-    def __init__(self, env, miss: np.random.Generator | None = None):
+    def __init__(
+        self, env, miss: np.random.Generator | None = None, aside: np.random.Generator | None = None
+    ):
         self.world = World(env)
-        self._miss, self.executed = miss, None
+        self._miss, self._aside, self.executed = miss, aside, None
         if missing := unknown_goals(self.world.goals):
             raise ValueError(
                 f"the scripted expert has no skill for the goal {missing[0]!r}: leave the task out, or take "
@@ -135,6 +146,12 @@ class Expert:
         if not (yield from self._pick(name, high + tall + 0.05, goal=goal)):
             return False
         yield from clear(self.arm, name, high + 0.025)
+        if self._aside is not None and np.ptp(shape[:, 2]) < FLAT:
+            rng, self._aside = self._aside, None
+            yield from self._instead(set_aside(self.arm, name, target, goal, base + 0.006, rng))
+            if not (yield from self._pick(name, high + tall + 0.05, partial(grasps, on=target), tries=1)):
+                yield from self._stay()  # fumbling is not what it is to show: an attempt that is dropped
+            yield from clear(self.arm, name, high + 0.025)
         return (yield from set_down(self.arm, name, goal, base + 0.006, coned=True))
 
     def _onto_region(self, name: str, region: str) -> Motion:
@@ -208,9 +225,11 @@ class Expert:
         yield from bring_in(self.arm, name, opening)
         return world.holds(["in", name, region])
 
-    def _pick(self, name: str, lift: float, find=grasps, goal: np.ndarray | None = None) -> Motion:
+    def _pick(
+        self, name: str, lift: float, find=grasps, goal: np.ndarray | None = None, tries: int = TRIES
+    ) -> Motion:
         arm, world = self.arm, self.world
-        for attempt in range(TRIES):
+        for attempt in range(tries):
             ways = find(world, arm, name)
             if not ways:
                 return False
@@ -242,10 +261,12 @@ class Expert:
     def _miss_once(self, name: str, way: Grasp, above: float, lift: float, goal: np.ndarray | None) -> Motion:
         rng, self._miss = self._miss, None
         before = self.world.position(name)
-        for wanted, done in missed_grasp(self.arm, name, way, above, lift, goal, rng):
-            self.executed = done
-            yield wanted
-        self.executed = None
+        yield from self._instead(missed_grasp(self.arm, name, way, above, lift, goal, rng))
         if disturbed(self.arm, name, before):
             yield from self._stay()  # its labels would be wrong: an attempt that is dropped
         return True
+
+    def _instead(self, mistake: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        for wanted, self.executed in mistake:
+            yield wanted
+        self.executed = None

@@ -23,6 +23,7 @@ KNOB = 0.010
 """Metres below its top at which a knob is taken."""
 
 AXES = np.pi / 18
+ANGLES = np.arange(0, 2 * np.pi, AXES)
 """Directions are tried every ten degrees."""
 
 BASE = np.array([-0.6, 0.0])
@@ -40,6 +41,9 @@ UPRIGHT = -0.99
 
 BROAD = 0.05
 """Metres aside at which the way down along a cone begins."""
+
+TILTED = 0.006
+"""Metres between a rim's highest and lowest side above which a thing leans, on a plate's edge say."""
 
 DEEP = 0.012
 """Metres from a rim's grasp at which the fingers close."""
@@ -120,9 +124,16 @@ def sink(arm: Arm, way: Grasp, above: float) -> Motion:
     return (yield from arm.servo(bottom, way.rotation, tolerance=DEEP, speed=DESCENT, heading=heading))
 
 
-def grasps(world: World, arm: Arm, name: str) -> list[Grasp]:
-    """Ways to take hold of a thing, best first; empty if it is too wide everywhere."""
-    points, obstacles = world.points(name), world.obstacles(name)
+def grasps(world: World, arm: Arm, name: str, on: str = "") -> list[Grasp]:
+    """Ways to take hold of a thing, best first; empty if it is too wide everywhere.
+
+    Args:
+        world: The scene.
+        arm: Its hand.
+        name: The thing.
+        on: What it lies on, whose rim is in nobody's way.
+    """
+    points, obstacles = world.points(name), world.obstacles(name, *([on] if on else []))
     low, high = points.min(0), points.max(0)
     obstacles = obstacles[np.linalg.norm(obstacles[:, :2] - (low + high)[:2] / 2, axis=1) < NEAR]
     by_rim = any(word in name for word in RIMS)
@@ -134,9 +145,12 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
     middle, tall = (low[:2] + high[:2]) / 2, high[2] - low[2] > 0.03
     top = points[points[:, 2] > high[2] - 0.012]
     radius = float(np.median(np.linalg.norm(top[:, :2] - middle, axis=1))) - 0.001
-    height = max(high[2] - 0.022, low[2] + 0.016) if tall else high[2] - 0.004
+    sides = _sides(points, middle) if tall else np.full(len(ANGLES), high[2])
+    if np.ptp(sides) < TILTED:
+        sides[:] = high[2]
 
-    def at(angle: float, lean: float) -> Grasp:
+    def at(angle: float, lean: float, rim: float) -> Grasp:
+        height = max(rim - 0.022, low[2] + 0.016) if tall else rim - 0.004
         axis = np.array([np.cos(angle), np.sin(angle), 0.0])
         rotation, turn = arm.facing(axis[:2])
         rotation = arm.leaning(rotation, np.array([-axis[1], axis[0], 0.0]), lean)
@@ -148,11 +162,20 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
         cost += LEAN_COST if under else 0.0
         return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=tall and not under)
 
-    angles = np.arange(0, 2 * np.pi, AXES)
-    found = [at(angle, 0.0) for angle in angles]
+    directions = list(zip(ANGLES, sides, strict=True))
+    found = [at(angle, 0.0, rim) for angle, rim in directions]
     if min(grasp.hits for grasp in found) > 0:
-        found += [at(angle, lean) for angle in angles for lean in (LEAN, -LEAN)]
+        found += [at(angle, lean, rim) for angle, rim in directions for lean in (LEAN, -LEAN)]
     return found
+
+
+def _sides(points: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    # Height of the rim in each of the directions.
+    off = points[:, :2] - middle
+    towards = np.exp(1j * ANGLES).view(float).reshape(-1, 2) @ off.T
+    near = towards > np.cos(AXES) * np.linalg.norm(off, axis=1)
+    found = np.where(near, points[:, 2], -np.inf).max(1)
+    return np.where(near.any(1), found, points[:, 2].max())
 
 
 def _across(arm: Arm, points, obstacles, low, high) -> list[Grasp]:

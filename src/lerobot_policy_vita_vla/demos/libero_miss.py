@@ -65,7 +65,7 @@ def missed_grasp(
         rng: Draws where the fingers close and how far the empty hand gets.
     """
     for done in _mistake(arm, name, way, lift, goal, rng):
-        yield _back(arm, way, above), done
+        yield back(arm, way, above), done
     arm.grip = OPEN
 
 
@@ -92,8 +92,8 @@ def _mistake(arm: Arm, name: str, way: Grasp, lift: float, goal: np.ndarray | No
     return True
 
 
-def _back(arm: Arm, way: Grasp, above: float) -> np.ndarray:
-    # From anywhere: over the grasp, then down to it, as the expert goes by itself, with open fingers.
+def back(arm: Arm, way: Grasp, above: float) -> np.ndarray:
+    """An action (7,) from anywhere to over a grasp, then down to it, as the expert goes; fingers open."""
     hand = arm.world.hand
     if np.linalg.norm(hand[:2] - way.behind(hand[2])[:2]) > (BROAD if way.coned else NEAR):
         target, speed = over(arm, way, above), 1.0

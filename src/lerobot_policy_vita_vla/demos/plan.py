@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lerobot_policy_vita_vla.demos.expert import Attempt, Disturbance
+from lerobot_policy_vita_vla.demos.expert import MISTAKES, Attempt, Disturbance
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD, default_length, scenes_of, suite_of_tasks
 
 MAX_STEPS = 260
@@ -29,24 +29,22 @@ def recording_settings(
     seed: int,
     disturbance: Disturbance | None,
     protocol: str | None = None,
-    miss_chance: float | None = None,
+    mistakes: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides what ends up in the dataset, as JSON.
 
     Raises:
-        ValueError: If grasps are to miss where the expert cannot.
+        ValueError: If mistakes are asked for that the suite's expert does not make.
     """
     scenes = scenes_of(suite_of_tasks(",".join(tasks)))
-    noise = disturbance or Disturbance(
-        scenes.noise, scenes.kick_chance, miss_chance=scenes.miss_chance or 0.0
-    )
-    if miss_chance is not None:
-        noise = replace(noise, miss_chance=miss_chance)
-    if noise.miss_chance and scenes.miss_chance is None:
-        raise ValueError(
-            f"a share of missed grasps, {noise.miss_chance:g}, was asked for, but the experts of "
-            f"{scenes.name} cannot miss. Leave out --misses"
-        )
+    noise = disturbance or Disturbance(scenes.noise, scenes.kick_chance, **scenes.mistakes)
+    noise = replace(noise, **(mistakes or {}))
+    for name, flaw in MISTAKES.items():
+        if (share := getattr(noise, name)) and name not in scenes.mistakes:
+            raise ValueError(
+                f"a share of {flaw.words}, {share:g}, was asked for, but the experts of {scenes.name} make "
+                "no mistakes on purpose. Leave out --misses and --asides"
+            )
     limit = MAX_STEPS if scenes.name == METAWORLD.name else default_length(scenes.name, tasks, protocol)
     return {
         "suite": scenes.name,

@@ -56,7 +56,7 @@ def record(
     progress: bool = True,
     on_attempt: Callable[[int, int], None] | None = None,
     protocol: str | None = None,
-    miss_chance: float | None = None,
+    mistakes: dict[str, float] | None = None,
 ) -> RecordingInfo:
     """Record demonstrations, or return at once if ``root`` already holds exactly this recording.
 
@@ -73,8 +73,8 @@ def record(
         progress: Show a progress bar.
         on_attempt: Called with (attempts finished, episodes written) after every finished attempt.
         protocol: LIBERO: key of `libero_suite.PROTOCOLS`; None is ``"lerobot"``.
-        miss_chance: Share of attempts in which the first grasp is made to miss (`libero_miss`); None is the
-            disturbance's, or without one the suite's.
+        mistakes: Share of attempts with each of the expert's mistakes, by field of `expert.Disturbance`; what
+            is not named is the disturbance's, or without one the suite's.
 
     Returns:
         What was recorded, as stored in ``meta/vita_vla.json``.
@@ -97,7 +97,7 @@ def record(
         raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
     root = Path(root)
     settings = recording_settings(
-        names, episodes_per_task, quality, observation_size, seed, disturbance, protocol, miss_chance
+        names, episodes_per_task, quality, observation_size, seed, disturbance, protocol, mistakes
     )
     if root.exists():
         return _finished_recording(root, settings)

@@ -2,7 +2,7 @@
 
 A scene has ``task``, ``task_description``, ``rendering``, ``reset(seed)``, ``step``, ``render``,
 ``privileged_state``, ``known_state`` and ``expert_action``: `metaworld.SceneEnv` and `libero.LiberoScene`,
-whose expert can be made to miss (``let_expert_miss``, ``executed_action``).
+whose expert can be made to err (``let_expert_miss``, ``let_expert_set_aside``, ``executed_action``).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Scenes:
         privileged_dim: Numbers of a scene's ``known_state``, which recordings keep.
         noise: Levels of the disturbance while recording (`expert.Disturbance`).
         kick_chance: Chance per step of a kick.
-        miss_chance: Share of recorded attempts whose first grasp is made to miss; None where experts cannot.
+        mistakes: Share of recorded attempts with each of the expert's mistakes, by field of
+            `expert.Disturbance`; empty where experts make none.
         packages: Whose versions a recording notes.
     """
 
@@ -61,7 +62,7 @@ class Scenes:
     privileged_dim: int
     noise: tuple[float, ...]
     kick_chance: float
-    miss_chance: float | None
+    mistakes: dict[str, float]
     packages: tuple[str, ...]
 
     def observation_features(self, size: int) -> dict[str, PolicyFeature]:
@@ -96,7 +97,7 @@ METAWORLD = Scenes(
     noise=(0.0, 0.2, 0.4, 0.6),
     kick_chance=0.04,
     # Its experts answer every disturbance from the state alone, but none has an empty closed hand to answer.
-    miss_chance=None,
+    mistakes={},
     packages=("lerobot", "metaworld", "mujoco", "numpy"),
 )
 
@@ -119,8 +120,8 @@ LIBERO = Scenes(
     # Our choice: an action is up to 5 cm here, five times Meta-World's, and a kick would throw a held thing.
     noise=(0.0, 0.05, 0.1),
     kick_chance=0.0,
-    # Our choice: missed grasps were what policies failed by (docs/benchmarks.md has Object with and without).
-    miss_chance=0.35,
+    # Our choice: what policies failed by (docs/benchmarks.md has a suite with and without each of them).
+    mistakes={"miss_chance": 0.35, "aside_chance": 0.35},
     packages=("lerobot", "hf-libero", "robosuite", "mujoco", "numpy"),
 )
 

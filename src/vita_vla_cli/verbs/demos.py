@@ -72,6 +72,13 @@ def _add_record(parts: argparse._SubParsersAction) -> None:
         help="LIBERO: share of episodes whose first grasp is made to miss, so that policies learn to come "
         "back (default: 0.35)",
     )
+    p.add_argument(
+        "--asides",
+        type=float,
+        metavar="SHARE",
+        help="LIBERO: share of episodes in which what goes onto a plate is first set down beside its middle, "
+        "so that policies learn to take it up again (default: 0.35)",
+    )
     p.add_argument("--workers", type=int, default=FULL.workers, help="processes (default: %(default)s)")
     finish_verb(
         p, _record, kept=lambda args: _kept(args.root), memory_hint="Smaller: --workers 1, --size 64."
@@ -132,6 +139,7 @@ def _record(args: argparse.Namespace) -> int:
     if args.tasks is not None:
         usual = {"observation_size": FULL.observation_size, "seed": FULL.demo_seed}
         given = {name: usual[name] if value is None else value for name, value in given.items()}
+    mistakes = {"miss_chance": args.misses, "aside_chance": args.asides}
     info = record(
         args.suite or args.tasks,
         args.episodes,
@@ -139,7 +147,7 @@ def _record(args: argparse.Namespace) -> int:
         quality=args.quality,
         workers=args.workers,
         protocol=args.protocol,
-        miss_chance=args.misses,
+        mistakes={name: share for name, share in mistakes.items() if share is not None},
         **given,
     )
     for task, kept in info.kept.items():
