@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene
+from lerobot_policy_vita_vla.demos.scenes import STATE
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest, load_manifest
 from lerobot_policy_vita_vla.evaluation.predictor import PolicyPredictor, load_predictor
 from lerobot_policy_vita_vla.evaluation.results import read_episodes, write_json
 from lerobot_policy_vita_vla.evaluation.runner import settings_of
-from lerobot_policy_vita_vla.evaluation.worker import Rollout
+from lerobot_policy_vita_vla.evaluation.worker import Rollout, open_scene
 
 LIFTED = 0.02
 """Metres above where it stood at first, from which a thing counts as lifted."""
@@ -39,14 +39,7 @@ ON = 0.03
 def play(policy: PolicyPredictor, manifest: Manifest, task: str, seed: int) -> dict:
     """Play one episode and say how it ended."""
     settings = settings_of(policy, manifest, policy.policy.config.chunk_size)
-    scene = make_scene(
-        manifest.suite,
-        task,
-        quality=manifest.quality,
-        observation_size=manifest.observation_size,
-        episode_length=manifest.episode_length,
-        protocol=manifest.protocol,
-    )
+    scene = open_scene(manifest, task)
     rollout = Rollout(scene, seed, settings)
     answer, content = rollout.advance()
     stood, lifted, let_go = scene.known_state()[2], False, None

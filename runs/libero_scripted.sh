@@ -4,7 +4,8 @@
 #
 # 30 demonstrations per task, in a third of which the first grasp is made to miss, and in a third of Spatial's the bowl
 # is first set down beside the plate's middle (docs/libero.md), pictures of 96 px for recording, training and
-# evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per policy and suite: 200 with the default of 20 per task.
+# evaluation; the tiny teacher and the mini VLM. 10 tasks x STARTS episodes per policy and suite: 200 with the
+# default of 20 per task.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
 # shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 50 to
 # 70 without the expert. Needs the extra `libero` and the assets (docs/libero.md).

@@ -9,7 +9,7 @@ import pytest
 
 from evaluation_helpers import LookingPredictor
 from lerobot_policy_vita_vla.demos.metaworld import SceneEnv
-from lerobot_policy_vita_vla.evaluation import resets
+from lerobot_policy_vita_vla.evaluation import resets, worker
 from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
 from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 from lerobot_policy_vita_vla.evaluation.pool import EpisodeQueue
@@ -162,7 +162,7 @@ def test_what_a_reset_leaves_behind_is_found(monkeypatch, leaves):
         return found
 
     stained = type("Stained", (SceneEnv,), {"reset": reset, "played": 0})
-    monkeypatch.setattr(resets, "make_scene", lambda suite, task, protocol, **look: stained(task, **look))
+    monkeypatch.setattr(worker, "make_scene", lambda suite, task, protocol, **look: stained(task, **look))
     manifest = make_manifest("door-open", 3, seed=5, observation_size=32, episode_length=12)
     different = ["door-open-v3/5", "door-open-v3/6"] if leaves else []
     found = resets.compare_resets(manifest)

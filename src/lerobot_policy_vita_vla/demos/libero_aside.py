@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import CLOSED, OPEN, Arm, Motion
-from lerobot_policy_vita_vla.demos.libero_grasps import BASE, BROAD, FAR, grasps
+from lerobot_policy_vita_vla.demos.libero_grasps import BASE, BROAD, FAR, grasps, height_above
 from lerobot_policy_vita_vla.demos.libero_miss import back
 from lerobot_policy_vita_vla.demos.libero_place import LOWERING, set_down
 
@@ -69,7 +69,7 @@ def set_aside(
             if not (ways := grasps(arm.world, arm, name, target)):
                 return
             way = ways[0]
-            above = max(arm.world.points(name)[:, 2].max() + 0.06, way.height + 0.09)
+            above = height_above(arm.world, name, way)
         if arm.world.hand[2] < above - CLEAR:
             # Not sideways while the rim is between the fingers.
             up = np.array([*arm.world.hand[:2], above])

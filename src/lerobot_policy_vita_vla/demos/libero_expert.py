@@ -17,7 +17,7 @@ import numpy as np
 from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_aside import set_aside
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
-from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, sink
+from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, height_above, sink
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
 from lerobot_policy_vita_vla.demos.libero_miss import disturbed, missed_grasp
 from lerobot_policy_vita_vla.demos.libero_place import LIFTED, clear, highest_between, set_down
@@ -235,7 +235,7 @@ class Expert:
                 return False
             # Later attempts take clearly different grasps, not the neighbours of the one that failed.
             way = ways[min(3 * attempt, len(ways) - 1)]
-            above = max(world.points(name)[:, 2].max() + 0.06, way.height + 0.09)
+            above = height_above(world, name, way)
             if attempt:
                 yield from arm.open()
                 up = np.array([*world.hand[:2], max(above, world.hand[2])])

@@ -94,6 +94,11 @@ class Grasp(NamedTuple):
         return np.array([*self.xy, self.height]) + reach * (height - self.height) / reach[2]
 
 
+def height_above(world: World, name: str, way: Grasp) -> float:
+    """Height (metres) over a thing from which the hand goes down to a grasp."""
+    return max(world.points(name)[:, 2].max() + 0.06, way.height + 0.09)
+
+
 def over(arm: Arm, way: Grasp, above: float) -> np.ndarray:
     """Where (3,) the hand goes first: over the grasp, higher if it is high already, so as not to dive."""
     return way.behind(max(above, min(arm.world.hand[2], above + 0.1)))

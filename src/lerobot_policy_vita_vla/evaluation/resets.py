@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene
+from lerobot_policy_vita_vla.demos.scenes import STATE
 from lerobot_policy_vita_vla.evaluation.manifest import Episode, Manifest
+from lerobot_policy_vita_vla.evaluation.worker import open_scene
 
 NOISE = 0.3
 """Standard deviation of what is added to the expert's actions (our choice: enough to miss, push and tip
@@ -36,10 +37,10 @@ def compare_resets(manifest: Manifest, episodes_per_task: int | None = None) -> 
     found: dict[str, dict[str, Any]] = {}
     for task in manifest.tasks:
         episodes = [episode for episode in manifest.episodes if episode.task == task][:episodes_per_task]
-        kept, different = _scene(manifest, task), []
+        kept, different = open_scene(manifest, task), []
         # Backwards: the simulator that is kept has then played others before the first episode as well.
         for episode in reversed(episodes):
-            new = _scene(manifest, task)
+            new = open_scene(manifest, task)
             if trace(new, episode) != trace(kept, episode):
                 different.append(episode.id)
             new.close()
@@ -76,14 +77,3 @@ def _add(digest, scene: Any, looks: bool) -> None:
         digest.update(np.ascontiguousarray(observation.pop(STATE)).tobytes())
         for key in sorted(observation):
             digest.update(np.ascontiguousarray(observation[key]).tobytes())
-
-
-def _scene(manifest: Manifest, task: str) -> Any:
-    return make_scene(
-        manifest.suite,
-        task,
-        protocol=manifest.protocol,
-        quality=manifest.quality,
-        observation_size=manifest.observation_size,
-        episode_length=manifest.episode_length,
-    )

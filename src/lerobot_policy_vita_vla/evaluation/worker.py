@@ -32,6 +32,7 @@ import torch
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
 from lerobot_policy_vita_vla.demos.gl import gl_renderer
 from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
+from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
 
 FILM_EVERY = 3
@@ -197,15 +198,20 @@ class Stage:
         if slot in self._envs and self._envs[slot].task != task:
             self._envs.pop(slot).close()
         if slot not in self._envs:
-            self._envs[slot] = make_scene(
-                self.settings.suite,
-                task,
-                protocol=self.settings.protocol,
-                quality=self.settings.quality,
-                observation_size=self.settings.observation_size,
-                episode_length=self.settings.episode_length,
-            )
+            self._envs[slot] = open_scene(self.settings, task)
         return self._envs[slot]
+
+
+def open_scene(played: Settings | Manifest, task: str) -> Any:
+    """A new simulator of a task, as the settings of an evaluation or its manifest want it."""
+    return make_scene(
+        played.suite,
+        task,
+        protocol=played.protocol,
+        quality=played.quality,
+        observation_size=played.observation_size,
+        episode_length=played.episode_length,
+    )
 
 
 def serve(connection: Connection, board: PictureBoard) -> None:
