@@ -8,10 +8,12 @@
 # default of 20 per task.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
 # shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 50 to
-# 70 without the expert. Needs the extra `libero` and the assets (docs/libero.md).
+# 70 without the expert; teacher and students twice as long where the updates are doubled. Needs the extra `libero`
+# and the assets (docs/libero.md).
 # MISSES=0 or ASIDES=0 bash runs/libero_scripted.sh: with demonstrations without that mistake.
-# Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses, ASIDES=0: <suite>_no_asides) and the keys
-# c.libero_* of results/summary.json.
+# UPDATES=1 bash runs/libero_scripted.sh: no suite gets more updates than another.
+# Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses, ASIDES=0: <suite>_no_asides, UPDATES=1:
+# <suite>_updates_1) and the keys c.libero_* of results/summary.json.
 # Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +26,7 @@ ASIDES=${ASIDES:-0.35}     # share of them in which a bowl is first set down bes
 STARTS=${STARTS:-20}       # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
-# Updates.
+UPDATES=${UPDATES:-}       # how often the numbers of updates below; by default 2 where bowls are set aside, else 1
 TEACHER_STEPS=${TEACHER_STEPS:-6000}
 ALIGN_STEPS=${ALIGN_STEPS:-1500}
 FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
@@ -34,22 +36,26 @@ command="bash runs/libero_scripted.sh" ending=
 if [ "$STARTS" != 20 ]; then command="STARTS=$STARTS $command"; fi
 if [ "$ASIDES" = 0 ]; then command="ASIDES=0 $command" ending=_no_asides; fi
 if [ "$MISSES" = 0 ]; then command="MISSES=0 $command" ending=${ending}_no_misses; fi
+if [ -n "$UPDATES" ]; then command="UPDATES=$UPDATES $command" ending=${ending}_updates_$UPDATES; fi
 
 for suite in $SUITES; do
   name=$suite$ending
   run=$WORK/$name
   demos=$run/demos
+  times=${UPDATES:-1}
+  if [ -z "$UPDATES" ] && [ "$suite" = libero_spatial ] && [ "$ASIDES" != 0 ]; then times=2; fi
   stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$demos" --out "$run/$1"; }
   $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --misses "$MISSES" \
     --asides "$ASIDES" --root "$run/demos" --workers 2
-  stage teacher teacher --steps "$TEACHER_STEPS"
+  stage teacher teacher --steps $((times * TEACHER_STEPS))
   # Students see every frame several times: what teacher and image encoder make of it is computed once.
   [ -d "$run/taught" ] || $VITA teacher features --demos "$demos" --teacher "$run/teacher" --out "$run/taught"
   [ -d "$run/vision" ] || $VITA vlm features --demos "$run/taught" --out "$run/vision"
   demos=$run/taught stored=--policy.vision_features=$run/vision
-  stage align align --teacher "$run/teacher" --steps "$ALIGN_STEPS" "$stored"
-  stage finetune finetune --from "$run/align" --steps "$FINETUNE_STEPS" "$stored"
-  stage only_finetune finetune --teacher "$run/teacher" --only-finetune --steps "$FINETUNE_STEPS" "$stored"
+  stage align align --teacher "$run/teacher" --steps $((times * ALIGN_STEPS)) "$stored"
+  learn=(finetune --steps $((times * FINETUNE_STEPS)) "$stored" --policy.compile_model=true)
+  stage finetune "${learn[@]}" --from "$run/align"
+  stage only_finetune "${learn[@]}" --teacher "$run/teacher" --only-finetune
   $VITA eval "$run/teacher" "$run/finetune" "$run/only_finetune" expert --run "$run" \
     --suite "$suite" --episodes "$STARTS" --size "$SIZE" --quality light
   if [ "$PUBLISH" = yes ]; then

@@ -282,6 +282,8 @@ def test_a_thing_is_let_go_of_beside_its_place_and_labels_go_back_to_it(carrying
         held = hand.opening < 0.02 and done[6] > 0
         assert wanted[6] == (1 if held else -1), "it is held until it is let go of"
         assert np.abs(wanted).max() <= 1 and wanted.dtype == done.dtype == np.float32
+        if held and np.linalg.norm(hand.position("bowl_1")[:2] - place) < 0.1:
+            assert wanted[2] <= 0, "up beside the place and down over it would average to hovering"
         if not held and hand.hand[2] < hand.points("bowl_1")[:, 2].max():
             assert np.abs(wanted[:2]).max() < 0.1, "not sideways with the rim between the fingers"
         hand.act(done)
@@ -301,6 +303,12 @@ def test_who_follows_the_labels_sets_it_down_where_it_belongs(carrying, steps):
         if bowl[:, 2].min() < 0.91:
             break
     assert np.linalg.norm(hand.position("bowl_1")[:2] - place) < 0.012
+
+
+def test_an_arm_that_is_stuck_does_not_go_on_setting_it_down(carrying):
+    hand, _, aside = carrying
+    steps = sum(1 for _ in aside(0))  # nothing moves
+    assert steps <= 120 and hand.opening < 0.02
 
 
 @pytest.mark.parametrize(("thin", "most"), [(False, 1.0), (True, 0.5)])

@@ -4,17 +4,20 @@ A policy that sees to a few centimetres lets go of a bowl where LIBERO does not 
 demonstrations a thing that was let go of is always where it belongs, so nobody has taught the policy to take
 it up again, and it stays. As in `libero_miss` the arm is led through the mistake while labels are the way out
 of it: to the right place as long as the thing is held, then back to it, with open fingers.
+
+Near the place neither labels nor the expert's second way to it lead up more than taking hold of the thing
+needs. Labels that lead up from beside the place and labels that lead down from over it average to none where
+a policy that sees to two centimetres cannot tell the one from the other: it hovers, the thing in its hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 
 from lerobot_policy_vita_vla.demos.libero_arm import CLOSED, OPEN, Arm, Motion
-from lerobot_policy_vita_vla.demos.libero_grasps import BASE, BROAD, FAR, grasps, height_above
+from lerobot_policy_vita_vla.demos.libero_grasps import BASE, FAR, grasps, height_above
 from lerobot_policy_vita_vla.demos.libero_miss import back
 from lerobot_policy_vita_vla.demos.libero_place import LOWERING, set_down
 
@@ -30,6 +33,12 @@ STAY_STEPS = (0, 10)
 CLEAR = 0.03
 """Metres below the height of the approach from which the opened hand moves sideways."""
 
+SLOW = 120
+"""Steps of setting it aside after which the arm counts as stuck; 60 to 90 are usual."""
+
+AROUND = 0.10
+"""Metres from its place within which nothing stands in the way of a held thing at any height."""
+
 LONGER = 120
 """Steps that an episode with a thing set aside may take beyond the limit."""
 
@@ -44,6 +53,8 @@ def set_aside(
     arm: Arm, name: str, target: str, xy: np.ndarray, height: float, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Steps of it: (what the expert wants (7,), what the arm does (7,)).
+
+    Ends early, with the thing still held, where the arm is stuck.
 
     Args:
         arm: Holds the thing over its way; afterwards open, over the thing.
@@ -61,8 +72,10 @@ def set_aside(
     reach = np.linalg.norm(places + (arm.world.hand - arm.world.position(name))[:2] - BASE, axis=1)
     near = np.flatnonzero(reach < FAR)
     there = places[near[0] if len(near) else reach.argmin()]
-    for done in _mistake(arm, name, there, height, stay):
+    for step, done in enumerate(_mistake(arm, name, there, height, stay)):
         if arm.grip == CLOSED:
+            if step == SLOW:
+                return
             yield _on(arm, name, xy, height, travel), done
             continue
         if way is None:
@@ -84,14 +97,15 @@ def _mistake(arm: Arm, name: str, xy: np.ndarray, height: float, stay: int) -> M
 
 
 def _on(arm: Arm, name: str, xy: np.ndarray, height: float, travel: float) -> np.ndarray:
-    # From anywhere: over the place, then down to it along the cone, as `set_down` goes by itself.
+    # Over the place, then down to it along the cone, as `set_down` goes by itself; from where it is too low
+    # for that, sideways.
     world = arm.world
 
     def over(z: float) -> np.ndarray:
         return np.array([*(world.hand[:2] + xy - world.position(name)[:2]), z])
 
-    if np.linalg.norm(world.position(name)[:2] - xy) > BROAD:
+    if np.linalg.norm(world.position(name)[:2] - xy) > AROUND:
         return arm.towards(over(max(travel, world.hand[2])), arm.rotation, 1.0, CLOSED)
     low = world.hand[2] - (world.points(name)[:, 2].min() - height)
-    heading = partial(arm.cone, over, low, travel)
-    return arm.towards(heading(), arm.rotation, LOWERING, CLOSED)
+    heading = arm.cone(over, low, max(low, world.hand[2]))
+    return arm.towards(heading, arm.rotation, LOWERING, CLOSED)

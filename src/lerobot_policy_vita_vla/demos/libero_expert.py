@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from lerobot_policy_vita_vla.demos.libero_arm import Arm, Motion
+from lerobot_policy_vita_vla.demos.libero_arm import OPEN, Arm, Motion
 from lerobot_policy_vita_vla.demos.libero_aside import set_aside
 from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut, turn_knob
 from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, height_above, sink
@@ -43,6 +43,9 @@ OUT_FROM_UNDER = 0.04
 
 FLAT = 0.04
 """Metres of height, a plate's say, up to which things are set down on a thing's edge on purpose."""
+
+RAISED_LESS = 0.03
+"""Metres below the hand that let go of it to which a thing set aside is raised again."""
 
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
@@ -149,9 +152,11 @@ class Expert:
         if self._aside is not None and np.ptp(shape[:, 2]) < FLAT:
             rng, self._aside = self._aside, None
             yield from self._instead(set_aside(self.arm, name, target, goal, base + 0.006, rng))
-            if not (yield from self._pick(name, high + tall + 0.05, partial(grasps, on=target), tries=1)):
+            # Raised as little as can be: nothing stands in its way, and labels are to lead up nowhere else.
+            lift = self.world.hand[2] - RAISED_LESS
+            find = partial(grasps, on=target)
+            if self.arm.grip != OPEN or not (yield from self._pick(name, lift, find, tries=1)):
                 yield from self._stay()  # fumbling is not what it is to show: an attempt that is dropped
-            yield from clear(self.arm, name, high + 0.025)
         return (yield from set_down(self.arm, name, goal, base + 0.006, coned=True))
 
     def _onto_region(self, name: str, region: str) -> Motion:
