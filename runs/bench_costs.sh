@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 VITA=.venv/bin/vita-vla PYTHON=.venv/bin/python
 
-$VITA bench align --threads 1
+$VITA bench align compile --threads 1
 $VITA bench import startup
 $VITA bench data train --threads 2
 $PYTHON scripts/publish.py results/bench --command "vita-vla bench align --threads 1" \

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import nn
@@ -23,6 +25,10 @@ STATS = {
     "action": {"min": np.full(A, -1.0), "max": np.full(A, 1.0)},
     "observation.state": {"mean": np.arange(S) * 1.0, "std": np.full(S, 2.0)},
 }
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler (apt-get install g++)"
+)
 
 
 class FakeTeacher(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lerobot_policy_vita_vla.bench import flops, harness
+from student_helpers import needs_compiler
 from vita_vla_cli import bench_page, cli
 from vita_vla_cli.verbs import bench as verb
 
@@ -206,6 +207,14 @@ def test_a_finetune_step_runs_beside_smolvlas_and_does_the_formulas_work():
     assert found["train_flop_error"] < 0.02
     learned = found["learned_parameters"]
     assert learned["SmolVLA, default"] < learned["SmolVLA, VLM"]
+    assert all(key in found for key in found["headline"])
+
+
+@needs_compiler
+def test_compiled_layers_have_the_plain_ones_gradients():
+    found = toy("compile")
+    # bfloat16 keeps 8 bits; fused arithmetic rounds in other places.
+    assert 0 < found["compile_grad_diff"] < 0.05 and found["compile_seconds"] > 0
     assert all(key in found for key in found["headline"])
 
 

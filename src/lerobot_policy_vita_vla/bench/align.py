@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lerobot_policy_vita_vla.bench import flops, harness, policies, random_vlm, students
 from lerobot_policy_vita_vla.vla.align import align_loss
-from lerobot_policy_vita_vla.vla.pictures import StoredPictures, embed_pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return seen.target
 
     ways = {"naive": lambda: step(False, stored), "cached": lambda: step(True, stored)}
-    pictures = _stored_pictures(network, seen, args)
+    pictures = students.stored_pictures(network, seen, args.dtype)
     without_encoder = {"cached, vision features stored": lambda: step(True, stored, pictures)}
     saved, gradients = {}, {}
     for way, call in ways.items():
@@ -117,14 +116,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     seconds = steps["sides"]["cached"]["median_s"]
     return flops.beside_peak(figures, flops.count(ways["cached"]), seconds, args.device)
-
-
-def _stored_pictures(network: Any, seen: students.Inputs, args: argparse.Namespace) -> StoredPictures:
-    """The images' embeddings, as `training.vision_features` stores them."""
-    prompts = network.backbone.prompts
-    with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-        made = embed_pictures(network.backbone.vlm, prompts.pixels(seen.images), len(seen.tasks))
-    return StoredPictures(made, tuple(tuple(image.shape[-2:]) for image in seen.images))
 
 
 def _work(network: Any, shape: random_vlm.Shape, seen: students.Inputs, ways: dict) -> dict[str, Any]:

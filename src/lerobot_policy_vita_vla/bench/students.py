@@ -16,6 +16,7 @@ from lerobot_policy_vita_vla.vla.align import align_loss
 from lerobot_policy_vita_vla.vla.backbone import VLMBackbone
 from lerobot_policy_vita_vla.vla.building import CPU_ATTENTION
 from lerobot_policy_vita_vla.vla.network import VitaVLANetwork
+from lerobot_policy_vita_vla.vla.pictures import StoredPictures, embed_pictures
 from lerobot_policy_vita_vla.vla.stages import TRAINABLE, apply_stage
 
 INSTRUCTION = "open a door with a revolving joint, then push and close the drawer"
@@ -153,6 +154,20 @@ def inputs(
         action=torch.rand(batch_size, sizes.chunk, sizes.action, generator=draw) * 2 - 1,
         is_pad=torch.zeros(batch_size, sizes.chunk, dtype=torch.bool),
     )
+
+
+def stored_pictures(student: VitaVLANetwork, seen: Inputs, dtype: str) -> StoredPictures:
+    """The images' embeddings, as `training.vision_features` stores them.
+
+    Args:
+        student: Whose image encoder makes them.
+        seen: Holds the images.
+        dtype: ``"bfloat16"`` encodes under autocast.
+    """
+    backbone = student.backbone
+    with torch.no_grad(), torch.autocast(seen.state.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        made = embed_pictures(backbone.vlm, backbone.prompts.pixels(seen.images), len(seen.tasks))
+    return StoredPictures(made, tuple(tuple(image.shape[-2:]) for image in seen.images))
 
 
 class SavedBytes:

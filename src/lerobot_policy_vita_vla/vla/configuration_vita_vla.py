@@ -91,6 +91,7 @@ class VitaVLAConfig(PreTrainedConfig):
         lora_alpha: Scale of the adapters. None: 2 x rank.
         lora_targets: Layers of a block that carry adapters, such as [q_proj, v_proj]. None: all.
         gradient_checkpointing: Recompute the language model's activations in backward at finetune.
+        compile_model: Compile the language model's layers at finetune (compiling.py).
         dtype: ``"bfloat16"`` runs forward and prediction under autocast (paper); ``"float32"`` does not.
         vision_features: Folder of image embeddings that were computed before (`vita-vla vlm features`), for
             training with the same demonstrations and image encoder; None encodes pictures in every step.
@@ -163,6 +164,7 @@ class VitaVLAConfig(PreTrainedConfig):
     lora_alpha: float | None = None
     lora_targets: list[str] | None = None
     gradient_checkpointing: bool = False
+    compile_model: bool = False
     dtype: str = "bfloat16"
     vision_features: str | None = None
     engine: str = "auto"

@@ -25,6 +25,7 @@ from lerobot_policy_vita_vla.vla.checkpoint import (
     load_strictly,
     open_checkpoint,
 )
+from lerobot_policy_vita_vla.vla.compiling import compile_layers
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.engine import Engine
 from lerobot_policy_vita_vla.vla.history import Memory, remember
@@ -90,6 +91,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         self.engine = Engine(self.network, config.engine, config.precision)
         if config.save_vlm == "reference":
             self.register_state_dict_post_hook(leave_out_vlm)
+        self._compiled = False
         self.train(self.training)
         self.reset()
 
@@ -109,6 +111,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     def _loss(self, batch: dict[str, Any], reduction: str) -> tuple[Tensor, dict[str, float]]:
         config = self.config
+        self._compile_once()
         taught = batch
         if self.training and (config.image_shift_px or config.wrist_shift_px):
             batch = shifted(taught, config)
@@ -267,6 +270,12 @@ class VitaVLAPolicy(PreTrainedPolicy):
             "LeRobot's --peft options would freeze state encoder and queries, and could reach the image "
             "encoder; pass --policy.lora_rank=16 (and --policy.lora_targets=[q_proj,v_proj]) instead"
         )
+
+    def _compile_once(self) -> None:
+        # Here and not where the policy is made: one that only acts would be compiled for nothing.
+        if self.config.compile_model and self.training and self.config.trains_language and not self._compiled:
+            compile_layers(self.network.backbone.vlm)
+            self._compiled = True
 
     def _start_average(self) -> None:
         decay = self.config.ema_decay

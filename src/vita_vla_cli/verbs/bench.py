@@ -14,6 +14,7 @@ BENCHMARKS = {
     "align": "an align step: naive against cached prefix, and with precomputed teacher features",
     "infer": "an action chunk: our student against LeRobot's SmolVLA on the same backbone; plain and engine",
     "train": "finetune samples per second: our student against SmolVLA through LeRobot's own step",
+    "compile": "a finetune step: the language model's layers plain and compiled",
     "data": "batches per second: LeRobot's loader against the frame cache, and the loader's share of a step",
     "eval": "episodes per hour: our evaluation against lerobot-eval, same policy, tasks and workers",
     "precision": "a policy in eight bits: what its actions and its success rate lose, and switching it on",
