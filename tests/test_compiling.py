@@ -46,7 +46,7 @@ def test_compiled_layers_have_the_same_gradients_and_names(student, settings):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
-    # Acting goes on as before; the engine makes its copy of the plain layers.
+    # Acting goes on as before.
     batch = make_batch()
     torch.testing.assert_close(
         compiled.predict_action_chunk(batch), plain.predict_action_chunk(batch), atol=1e-5, rtol=1e-4

@@ -34,7 +34,7 @@ CLEAR = 0.03
 """Metres below the height of the approach from which the opened hand moves sideways."""
 
 SLOW = 120
-"""Steps of setting it aside after which the arm counts as stuck; 60 to 90 are usual."""
+"""Steps of setting it aside after which the arm counts as stuck (ours)."""
 
 AROUND = 0.10
 """Metres from its place within which nothing stands in the way of a held thing at any height."""

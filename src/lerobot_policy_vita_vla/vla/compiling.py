@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lerobot_policy_vita_vla.vla.wrap_units import repeated_blocks
 
 
 def compile_layers(vlm: nn.Module) -> None:
@@ -27,15 +28,20 @@ def compile_layers(vlm: nn.Module) -> None:
             model has no layers that are marked as repeated blocks.
     """
     decoder = vlm.base_model.get_decoder()
-    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = repeated_blocks(decoder)
     if not layers:
         raise ValueError(
             f"{type(decoder).__name__} cannot be compiled layer by layer: none of its layers is marked as a "
-            f"repeated block ({GradientCheckpointingLayer.__name__}); pass --policy.compile_model=false"
+            "repeated block (GradientCheckpointingLayer); pass --policy.compile_model=false"
         )
     _check_compiler(next(decoder.parameters()).device)
     for layer in layers:
         layer.compile()
+
+
+def in_a_line(error: Exception) -> str:
+    """A compiler's or driver's error without its trace."""
+    return f"{type(error).__name__}: {str(error).strip().partition('\n')[0][:200]}"
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -43,9 +49,8 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # compilers and drivers raise whatever they like
-        what = f"{type(error).__name__}: {str(error).strip().partition('\n')[0][:200]}"
         raise ValueError(
-            f"--policy.compile_model=true: nothing can be compiled on this machine ({what}). On a CPU a C++ "
-            "compiler is needed (apt-get install g++), on a GPU Triton and a C compiler; or pass "
-            "--policy.compile_model=false"
+            f"--policy.compile_model=true: nothing can be compiled on this machine ({in_a_line(error)}). "
+            "On a CPU a C++ compiler is needed (apt-get install g++), on a GPU Triton and a C compiler; or "
+            "pass --policy.compile_model=false"
         ) from error

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lerobot_policy_vita_vla.contracts import check_shape
+from lerobot_policy_vita_vla.vla.compiling import in_a_line
 from lerobot_policy_vita_vla.vla.engine_graph import CudaGraph
 from lerobot_policy_vita_vla.vla.engine_network import ActingNetwork, Words, acting_copy, masks
 from lerobot_policy_vita_vla.vla.engine_pictures import Unfit, restate
@@ -221,7 +222,7 @@ class Engine:
             raise
         except Exception as error:  # compilers and drivers raise whatever they like
             autocast = self._weights[1]
-            what = f"{type(error).__name__}: {str(error).strip().partition('\n')[0][:200]}"
+            what = in_a_line(error)
             if not self._does("compiled", device):
                 raise Unfit(f"no CUDA graph could be made ({what})") from error
             logger.warning("The inference engine runs without compiled layers: %s.", what)

@@ -19,6 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 ADDED = ("state_encoder", "queries", "mapper", "decoder")
 
 
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model that transformers marks as repeated blocks; none where a family marks none."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def block_classes(vlm: nn.Module) -> list[str]:
     """Class names of a VLM's repeated blocks: what accelerate and LeRobot call modules not to split.
 
@@ -26,7 +31,7 @@ def block_classes(vlm: nn.Module) -> list[str]:
         ValueError: The VLM has none. Everything would be one unit, gathered at once on every GPU: the memory
             of unsharded training, without a word.
     """
-    names = sorted({type(m).__name__ for m in vlm.modules() if isinstance(m, GradientCheckpointingLayer)})
+    names = sorted({type(block).__name__ for block in repeated_blocks(vlm)})
     if not names:
         raise ValueError(
             f"{type(vlm).__name__} cannot be sharded: its layers are not marked as repeated blocks (no "
