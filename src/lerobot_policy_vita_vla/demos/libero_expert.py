@@ -50,6 +50,9 @@ RAISED_LESS = 0.03
 AROUND = 0.006
 """Metres kept free around what is lowered into a drawer."""
 
+LIFTING, LIFTING_TIGHT = (0.8, 45), (0.5, 72)
+"""Largest command and most steps while lifting, and where the grasp is tight: pulled up fast, it slips."""
+
 
 def unknown_goals(goals: list[list[str]]) -> list[str]:
     """Goals for which there is no skill, as text; from predicates alone, without a simulator."""
@@ -258,7 +261,8 @@ class Expert:
                 # Back along the same slant, from under what hangs over it.
                 yield from arm.servo(way.behind(above + OUT_FROM_UNDER), tolerance=0.03, steps=30)
             up = np.array([*world.hand[:2], max(lift, way.height + 0.05)])
-            yield from arm.servo(up, tolerance=0.02, steps=45, speed=0.8)
+            speed, steps = LIFTING_TIGHT if way.tight else LIFTING
+            yield from arm.servo(up, tolerance=0.02, steps=steps, speed=speed)
             if world.position(name)[2] > before + LIFTED:
                 return True
         return False

@@ -29,12 +29,17 @@ ANGLES = np.arange(0, 2 * np.pi, AXES)
 BASE = np.array([-0.6, 0.0])
 """Where the arm stands: near sides of a rim are reached better."""
 
-FAR, FAR_COST = 0.68, 30.0
+FAR, FAR_COST = 0.65, 30.0
 """Metres from there beyond which the arm is all but stretched, and what a metre more costs: a stretched arm
 can hardly be pulled back, and stays where it has carried the thing."""
 
 LEAN, LEAN_COST = np.radians(35), 0.3
 """Where nothing upright is free, the hand leans along the rim, away from what hangs over it."""
+
+INWARD, INWARD_COST = (0.01, 0.02), 10.0
+"""Metres nearer a thing's middle than its rim that the hand comes down where nothing over the rim itself is
+free, and what a metre of it costs: the outer finger has more room beside the rim, in a drawer say, and the
+closing fingers draw the thing to themselves."""
 
 UPRIGHT = -0.99
 """Vertical part of where the fingers point, above which a hand leans."""
@@ -77,6 +82,7 @@ class Grasp(NamedTuple):
         under: Something hangs over the thing, so that it leaves the way the hand came.
         thin: Between the fingers is a rim of a few millimetres: their positions hardly tell it from nothing.
         coned: The hand comes down along a cone: there is room beside a deep thing's rim, and nothing above.
+        tight: It comes down nearer the thing's middle than the rim, beside which there is no room.
     """
 
     cost: float
@@ -87,6 +93,7 @@ class Grasp(NamedTuple):
     under: bool = False
     thin: bool = False
     coned: bool = False
+    tight: bool = False
 
     def behind(self, height: float) -> np.ndarray:
         """Where (3,) the hand is at a height, on its straight way to the grasp and back."""
@@ -154,21 +161,26 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
     if np.ptp(sides) < TILTED:
         sides[:] = high[2]
 
-    def at(angle: float, lean: float, rim: float) -> Grasp:
+    def at(angle: float, lean: float, rim: float, inward: float = 0.0) -> Grasp:
         height = max(rim - 0.022, low[2] + 0.016) if tall else rim - 0.004
         axis = np.array([np.cos(angle), np.sin(angle), 0.0])
         rotation, turn = arm.facing(axis[:2])
         rotation = arm.leaning(rotation, np.array([-axis[1], axis[0], 0.0]), lean)
-        xy = middle + radius * axis[:2]
+        xy = middle + (radius - inward) * axis[:2]
         hits = _in_the_way(obstacles, np.array([*xy, height]), axis, rotation)
         away = np.linalg.norm(xy - BASE)
         cost = 0.2 * hits + 0.6 * abs(turn) + 0.15 * away + FAR_COST * max(0.0, away - FAR)
         under = lean != 0
-        cost += LEAN_COST if under else 0.0
-        return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=tall and not under)
+        cost += (LEAN_COST if under else 0.0) + INWARD_COST * inward
+        coned, tight = tall and not under, inward > 0
+        return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=coned, tight=tight)
 
     directions = list(zip(ANGLES, sides, strict=True))
     found = [at(angle, 0.0, rim) for angle, rim in directions]
+    if tall and min(grasp.hits for grasp in found) > 0:
+        # As far as the inner finger stays clear of the opposite side.
+        free = [inward for inward in INWARD if inward < 2 * radius - FINGERS_ALONG[1]]
+        found += [at(angle, 0.0, rim, inward) for angle, rim in directions for inward in free]
     if min(grasp.hits for grasp in found) > 0:
         found += [at(angle, lean, rim) for angle, rim in directions for lean in (LEAN, -LEAN)]
     return found
