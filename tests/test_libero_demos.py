@@ -124,13 +124,16 @@ def test_a_box_is_taken_across_its_narrow_side_and_away_from_neighbours(arm):
     assert grasps(hand, arm(hand), "crate_1") == []
 
 
+def ring(radius):
+    angles = np.linspace(0, 2 * np.pi, 60)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles), np.zeros(60)], 1)
+
+
 def test_a_bowl_is_taken_by_its_rim(arm):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps
 
-    angles = np.linspace(0, 2 * np.pi, 60)
-    ring = np.stack([0.06 * np.cos(angles), 0.06 * np.sin(angles), np.full(60, 1.05)], 1)
     hand = Hand()
-    hand.things["akita_black_bowl_1"] = np.concatenate([ring, ring - [0, 0, 0.05]])
+    hand.things["akita_black_bowl_1"] = np.concatenate([ring(0.06) + [0, 0, 1.05], ring(0.06) + [0, 0, 1.0]])
     best = grasps(hand, arm(hand), "akita_black_bowl_1")[0]
     assert abs(np.linalg.norm(best.xy) - 0.059) < 1e-4
     fingers = (best.rotation @ hand.hand_rotation.T @ hand.finger_axis)[:2]
@@ -140,9 +143,7 @@ def test_a_bowl_is_taken_by_its_rim(arm):
 def test_a_bowl_that_leans_is_taken_as_deep_on_its_low_side(arm):
     from lerobot_policy_vita_vla.demos.libero_grasps import grasps
 
-    angles = np.linspace(0, 2 * np.pi, 60)
-    ring = np.stack([0.05 * np.cos(angles), 0.05 * np.sin(angles), np.full(60, 0.025)], 1)
-    bowl = np.concatenate([ring, ring * [0.6, 0.6, -1]])
+    bowl = np.concatenate([ring(0.05) + [0, 0, 0.025], 0.6 * ring(0.05) - [0, 0, 0.025]])
     depths = {}
     for degrees in (0, 2, 10):
         hand = Hand()
@@ -156,11 +157,6 @@ def test_a_bowl_that_leans_is_taken_as_deep_on_its_low_side(arm):
     assert depths[10].min() > 0.012, "and never by the last millimetres of its low side"
 
 
-def ring(radius):
-    angles = np.linspace(0, 2 * np.pi, 60)
-    return np.stack([radius * np.cos(angles), radius * np.sin(angles), np.zeros(60)], 1)
-
-
 @pytest.mark.parametrize("radius", [0.052, 0.04])
 def test_in_a_narrow_drawer_the_hand_comes_down_nearer_the_middle_of_a_bowl(arm, radius):
     from lerobot_policy_vita_vla.demos.libero_grasps import FINGERS_ALONG, grasps
@@ -169,11 +165,8 @@ def test_in_a_narrow_drawer_the_hand_comes_down_nearer_the_middle_of_a_bowl(arm,
     moves = arm(hand)
     hand.things["bowl_1"] = np.concatenate([ring(radius) + [0, 0, 1.05], 0.6 * ring(radius) + [0, 0, 1.0]])
     free = grasps(hand, moves, "bowl_1")[0]
-    assert (
-        free.hits == 0
-        and not free.tight
-        and np.linalg.norm(free.xy) == pytest.approx(radius - 0.001, abs=2e-4)
-    )
+    assert free.hits == 0 and not free.tight
+    assert np.linalg.norm(free.xy) == pytest.approx(radius - 0.001, abs=2e-4)
     outer = radius + FINGERS_ALONG[1] - 0.015
     around = [ring(outer) + [0, 0, z] for z in np.linspace(1, 1.05, 9)]
     hand.things["drawer_1"] = np.concatenate(around)
@@ -182,12 +175,8 @@ def test_in_a_narrow_drawer_the_hand_comes_down_nearer_the_middle_of_a_bowl(arm,
     opposite = 2 * radius - FINGERS_ALONG[1]
     assert inward.max() < opposite, "the inner finger would come down on the opposite side"
     if opposite > 0.02:
-        assert (
-            ways[0].hits == 0
-            and ways[0].coned
-            and ways[0].tight
-            and inward[0] == pytest.approx(0.02, abs=2e-4)
-        )
+        assert ways[0].hits == 0 and ways[0].coned and ways[0].tight
+        assert inward[0] == pytest.approx(0.02, abs=2e-4)
 
 
 def test_a_cone_leads_lower_the_less_the_hand_is_aside(arm):

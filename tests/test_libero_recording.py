@@ -186,7 +186,7 @@ def test_a_bowl_set_down_beside_the_plate_is_taken_up_again(libero):
     lying = opened & (np.abs(bowl - np.roll(bowl, 3, axis=0)).max(1) < 1e-3)
     first = np.flatnonzero(lying & (beside < 0.1))[0]
     assert 0.03 < beside[first] < 0.07, "where LIBERO does not call it on the plate"
-    assert bowl[first:, 2].max() > bowl[first, 2] + 0.02, "it is taken up again"
+    assert bowl[first:, 2].max() > bowl[first, 2] + 0.03, "it is taken up again"
     assert beside[-1] < 0.03, "and put where it belongs"
     # The label closes the fingers only around the rim, and never moves a bowl that is in its place.
     wrong = shown.executed_action[:, 6] != shown.action[:, 6]

@@ -22,8 +22,8 @@ from lerobot_policy_vita_vla.demos.libero_miss import back
 from lerobot_policy_vita_vla.demos.libero_place import LOWERING, set_down
 
 ASIDE = (0.034, 0.055)
-"""Metres from its place (ours): `On` asks for less than 3 cm, and what policies miss it by is 3 to 5 cm, from
-where they do not come back unless demonstrations begin as near."""
+"""Metres from its place (ours): `On` asks for less than 3 cm, and what policies miss it by is 3 to 5 cm; they
+did not go back to what lay nearer than in any demonstration, when those began at 4 cm."""
 
 DRAWS = 8
 """Directions drawn, of which the first is taken that the arm reaches well."""

@@ -161,7 +161,7 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
     if np.ptp(sides) < TILTED:
         sides[:] = high[2]
 
-    def at(angle: float, lean: float, rim: float, inward: float = 0.0) -> Grasp:
+    def at(angle: float, rim: float, lean: float = 0.0, inward: float = 0.0) -> Grasp:
         height = max(rim - 0.022, low[2] + 0.016) if tall else rim - 0.004
         axis = np.array([np.cos(angle), np.sin(angle), 0.0])
         rotation, turn = arm.facing(axis[:2])
@@ -176,13 +176,13 @@ def _rim(arm: Arm, points, obstacles, low, high) -> list[Grasp]:
         return Grasp(cost, xy, height, rotation, hits, under, thin=True, coned=coned, tight=tight)
 
     directions = list(zip(ANGLES, sides, strict=True))
-    found = [at(angle, 0.0, rim) for angle, rim in directions]
+    found = [at(angle, rim) for angle, rim in directions]
     if tall and min(grasp.hits for grasp in found) > 0:
         # As far as the inner finger stays clear of the opposite side.
         free = [inward for inward in INWARD if inward < 2 * radius - FINGERS_ALONG[1]]
-        found += [at(angle, 0.0, rim, inward) for angle, rim in directions for inward in free]
+        found += [at(angle, rim, inward=inward) for angle, rim in directions for inward in free]
     if min(grasp.hits for grasp in found) > 0:
-        found += [at(angle, lean, rim) for angle, rim in directions for lean in (LEAN, -LEAN)]
+        found += [at(angle, rim, lean) for angle, rim in directions for lean in (LEAN, -LEAN)]
     return found
 
 
