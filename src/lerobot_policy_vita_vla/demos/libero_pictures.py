@@ -7,6 +7,7 @@ import weakref
 import mujoco
 import numpy as np
 
+from lerobot_policy_vita_vla.demos.culling import Culling
 from lerobot_policy_vita_vla.demos.libero_install import cache_folder
 from lerobot_policy_vita_vla.demos.libero_meshes import thin_visual_meshes
 from lerobot_policy_vita_vla.demos.libero_suite import CAMERAS, LIBERO_QUALITIES
@@ -31,19 +32,27 @@ class Painter:
         self._renderer = mujoco.Renderer(model, size, size)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes, as robosuite hides them
+        self._culling = Culling(model)
+        self._cameras = {name: _fixed(model, camera) for name, camera in CAMERAS.items()}
         self._release = weakref.finalize(self, _free, self._renderer)
 
     def draw(self) -> dict[str, np.ndarray]:
         """Camera name -> picture (size, size, 3) uint8, upside down, as robosuite returns it."""
         pictures = {}
-        for name, camera in CAMERAS.items():
-            self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
+        for name, camera in self._cameras.items():
+            self._culling.update_scene(self._renderer.scene, self._data, camera, self._options)
             pictures[name] = np.flipud(self._renderer.render())
         return pictures
 
     def close(self) -> None:
         """Free the drawing context."""
         self._release()
+
+
+def _fixed(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
+    return camera
 
 
 def _free(renderer: mujoco.Renderer) -> None:
