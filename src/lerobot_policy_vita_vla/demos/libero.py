@@ -17,7 +17,7 @@ import numpy as np
 
 from lerobot_policy_vita_vla.conversion import orient, orientation_between
 from lerobot_policy_vita_vla.demos.gl import ensure_gl
-from lerobot_policy_vita_vla.demos.libero_install import explain_failure, prepare
+from lerobot_policy_vita_vla.demos.libero_install import prepare
 from lerobot_policy_vita_vla.demos.libero_suite import (
     CONTROL_HZ,
     SAMPLED_FROM,
@@ -34,15 +34,15 @@ ASSETS = prepare()
 import mujoco  # noqa: E402
 from lerobot.envs.libero import LiberoEnv  # noqa: E402
 from libero.libero import benchmark  # noqa: E402
-from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
-from robosuite.utils.errors import RandomizationError  # noqa: E402
-from scipy.spatial.transform import Rotation  # noqa: E402
 
 from lerobot_policy_vita_vla.demos.libero_pictures import Painter  # noqa: E402
-from lerobot_policy_vita_vla.demos.libero_state import fixture_homes, goal_positions, snapshot  # noqa: E402
-
-MOST_DRAWS = 20
-"""Our choice: attempts at a collision-free start before giving up; LIBERO itself would try for ever."""
+from lerobot_policy_vita_vla.demos.libero_simulator import build_simulator, reset_simulator  # noqa: E402
+from lerobot_policy_vita_vla.demos.libero_state import (  # noqa: E402
+    fixture_homes,
+    goal_positions,
+    robot_state,
+    snapshot,
+)
 
 
 class LiberoScene(LiberoEnv):
@@ -132,7 +132,7 @@ class LiberoScene(LiberoEnv):
         self._ensure_env()
         # Fixtures are placed by NumPy's generator, and no initial state holds them.
         self._env.seed(self.protocol.env_seed if official else seed)
-        self._raw = self._reset_simulator()
+        self._raw = reset_simulator(self._env, self.task, self._homes)
         if official:
             self._raw = self._env.set_init_state(self._init_states[seed])
         self._steps, self._pictures, self._stale, self._expert = 0, None, True, None
@@ -183,12 +183,7 @@ class LiberoScene(LiberoEnv):
 
     def state(self) -> np.ndarray:
         """What a policy reads, (8,) float64; see the class."""
-        raw, kind = self._raw, self.protocol.state_rotation
-        quaternion = np.asarray(raw["robot0_eef_quat"], dtype=np.float64)
-        rotation = (
-            Rotation.from_quat(quaternion).as_euler("xyz") if kind == "euler_xyz" else _axis_angle(quaternion)
-        )
-        return np.concatenate([raw["robot0_eef_pos"], rotation, raw["robot0_gripper_qpos"]])
+        return robot_state(self._raw, self.protocol.state_rotation)
 
     def render(self) -> np.ndarray:
         """The scene camera's picture (size, size, 3) uint8, upright."""
@@ -251,44 +246,12 @@ class LiberoScene(LiberoEnv):
     def _ensure_env(self) -> None:
         if self._env is not None:
             return
-        try:
-            # Without robosuite's own drawing: its contexts, once there are two, draw each other's pictures.
-            env = ControlEnv(
-                bddl_file_name=self._task_bddl_file,
-                use_camera_obs=False,
-                has_offscreen_renderer=False,
-                control_freq=self.control_freq,
-                hard_reset=False,
-            )
-        except (OSError, ValueError) as error:
-            if (explained := explain_failure(error, ASSETS)) is not None:
-                raise explained from error
-            raise
+        env = build_simulator(
+            self.task, self._task_bddl_file, self._init_states.shape[1], self.control_freq, ASSETS
+        )
         model = env.sim.model._model
-        if (size := self._init_states.shape[1]) != (wanted := 1 + model.nq + model.nv):
-            env.close()
-            raise ValueError(
-                f"the initial states of {self.task} have {size} numbers, its scene needs {wanted}: they "
-                "belong to another version of LIBERO. Install the one whose files fit: "
-                "uv pip install --reinstall hf-libero"
-            )
         self._env, self._seen, self._homes = env, mujoco.MjData(model), fixture_homes(env.env)
         env.env.add_observable(snapshot(self._seen, model, env.sim.data._data, self.control_freq))
-
-    def _reset_simulator(self) -> dict[str, np.ndarray]:
-        # Not through LIBERO's own reset(), which swallows every exception and tries again for ever.
-        for robot in self._env.robots:
-            # The command that the gripper is ramping to; without this it reaches into the next episode.
-            robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        model = self._env.sim.model._model
-        for body, (position, quaternion) in self._homes.items():
-            model.body_pos[body], model.body_quat[body] = position, quaternion
-        for _ in range(MOST_DRAWS):
-            with contextlib.suppress(RandomizationError):
-                return self._env.env.reset()
-        raise ValueError(
-            f"no start of {self.task} without collisions in {MOST_DRAWS} draws; take another seed"
-        )
 
     def _observe(self) -> dict[str, np.ndarray]:
         if self.rendering or self._pictures is None:
@@ -306,10 +269,3 @@ class LiberoScene(LiberoEnv):
         self._pictures = {name: orient(image, self.protocol.image_orientation) for name, image in raw.items()}
         self._stale = False
         return self._pictures
-
-
-def _axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    # LeRobot's LiberoProcessorStep: the angle follows the quaternion's sign, up to 2 pi.
-    w = np.clip(quaternion[3], -1.0, 1.0)
-    sine = np.sqrt(max(1.0 - w * w, 0.0))
-    return quaternion[:3] * (2.0 * np.arccos(w) / sine) if sine > 1e-10 else np.zeros(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 from robosuite.utils.observables import Observable, sensor
+from scipy.spatial.transform import Rotation
 
 from lerobot_policy_vita_vla.demos.libero_world import in_order
 
@@ -50,6 +51,21 @@ def goal_positions(env, seen: mujoco.MjData) -> np.ndarray:
     return np.concatenate([position(goal[1]), position(goal[-1])])
 
 
+def robot_state(raw: dict[str, np.ndarray], rotation: str) -> np.ndarray:
+    """What a policy reads of the robot, (8,) float64: hand (metres), orientation, two finger positions.
+
+    Args:
+        raw: robosuite's observation.
+        rotation: ``"axis_angle_2pi"`` or ``"euler_xyz"`` (`conventions.ROTATIONS`), radians.
+    """
+    quaternion = np.asarray(raw["robot0_eef_quat"], dtype=np.float64)
+    if rotation == "euler_xyz":
+        angles = Rotation.from_quat(quaternion).as_euler("xyz")
+    else:
+        angles = _axis_angle(quaternion)
+    return np.concatenate([raw["robot0_eef_pos"], angles, raw["robot0_gripper_qpos"]])
+
+
 def snapshot(seen: mujoco.MjData, model: mujoco.MjModel, data: mujoco.MjData, rate: int) -> Observable:
     """An observable that keeps the moment at which robosuite looks, to be drawn later if anyone asks.
 
@@ -71,3 +87,10 @@ def snapshot(seen: mujoco.MjData, model: mujoco.MjModel, data: mujoco.MjData, ra
     observable = Observable(name="snapshot", sensor=keep, sampling_rate=rate)
     observable.set_active(False)  # it is not part of what robosuite hands out
     return observable
+
+
+def _axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    # LeRobot's LiberoProcessorStep: the angle follows the quaternion's sign, up to 2 pi.
+    w = np.clip(quaternion[3], -1.0, 1.0)
+    sine = np.sqrt(max(1.0 - w * w, 0.0))
+    return quaternion[:3] * (2.0 * np.arccos(w) / sine) if sine > 1e-10 else np.zeros(3)
