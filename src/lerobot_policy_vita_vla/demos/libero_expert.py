@@ -20,8 +20,15 @@ from lerobot_policy_vita_vla.demos.libero_fixtures import open_drawer, push_shut
 from lerobot_policy_vita_vla.demos.libero_grasps import Grasp, approach, grasps, height_above, sink
 from lerobot_policy_vita_vla.demos.libero_insert import bring_in, find_opening, handle_grasps
 from lerobot_policy_vita_vla.demos.libero_miss import disturbed, missed_grasp
-from lerobot_policy_vita_vla.demos.libero_place import LIFTED, clear, highest_between, set_down
-from lerobot_policy_vita_vla.demos.libero_world import SPACING, World, in_order
+from lerobot_policy_vita_vla.demos.libero_place import (
+    LIFTED,
+    clear,
+    highest_between,
+    set_down,
+    side_by_side,
+    uncovered,
+)
+from lerobot_policy_vita_vla.demos.libero_world import World, in_order
 
 TRIES = 3
 """Grasps of a thing, and attempts at a goal, before giving up."""
@@ -35,9 +42,6 @@ HIGHEST = 1.36
 LIFT_IN = 0.09
 """Metres above an opening's floor to which the hand raises a mug by its handle."""
 
-BETWEEN = 0.006
-"""Metres between things that share a region."""
-
 OUT_FROM_UNDER = 0.04
 """Metres that a leaning hand goes on along its slant before it rises."""
 
@@ -46,9 +50,6 @@ FLAT = 0.04
 
 RAISED_LESS = 0.03
 """Metres below the hand that let go of it to which a thing set aside is raised again."""
-
-AROUND = 0.006
-"""Metres kept free around what is lowered into a drawer."""
 
 LIFTING, LIFTING_TIGHT = (0.8, 45), (0.5, 72)
 """Largest command and most steps while lifting, and where the grasp is tight: pulled up fast, it slips."""
@@ -177,20 +178,8 @@ class Expert:
         if not (yield from self._pick(name, min(high + tall + 0.05, HIGHEST), goal=centre[:2])):
             return False
         yield from clear(self.arm, name, high + 0.02)
-        return (yield from set_down(self.arm, name, centre[:2] + self._share(name, region), base + 0.004))
-
-    def _share(self, name: str, region: str) -> np.ndarray:
-        """Displacement (2,) from a region's centre where several things of the goal share it."""
-        world = self.world
-        sharing = [goal[1] for goal in world.goals if goal[-1] == region and len(goal) == 3]
-        if len(sharing) < 2:
-            return np.zeros(2)
-        # Side by side along their narrow side.
-        flat = world.points(name)[:, :2] - world.position(name)[:2]
-        sides = [np.array([np.cos(a), np.sin(a)]) for a in np.arange(0, np.pi, np.pi / 18)]
-        side = min(sides, key=lambda axis: np.ptp(flat @ axis))
-        apart = np.ptp(flat @ side) + BETWEEN
-        return side * apart * (sharing.index(name) - (len(sharing) - 1) / 2)
+        place = centre[:2] + side_by_side(world, name, region)
+        return (yield from set_down(self.arm, name, place, base + 0.004))
 
     def _into_drawer(self, name: str, region: str) -> Motion:
         world = self.world
@@ -203,27 +192,8 @@ class Expert:
         if not (yield from self._pick(name, high + 0.10)):
             return False
         yield from clear(self.arm, name, high + 0.02)
-        *place, floor = self._uncovered(name, region, owner)
+        *place, floor = uncovered(world, name, region, owner)
         return (yield from set_down(self.arm, name, np.array(place), floor))
-
-    def _uncovered(self, name: str, region: str, owner: str | None) -> np.ndarray:
-        """Where (3,) in an opened drawer a thing can be set down: nearest its centre with nothing above."""
-        world, centre = self.world, self.world.site(region)
-        joint = world.region_joint(region)
-        if owner is None or joint is None:
-            return centre
-        own = np.concatenate([world.points_of(geom) for geom in world.shapes_of(joint)])
-        above = world.points(owner)
-        above = above[above[:, 2] > own[:, 2].max() + 0.005]
-        half = np.ptp(world.points(name)[:, :2], axis=0) / 2 + AROUND
-        outward = world.data.xaxis[joint][:2] * np.sign(world.joint_value(joint))
-        inside = own[np.linalg.norm(own[:, :2] - centre[:2], axis=1) < AROUND + SPACING]
-        floor = inside[:, 2].max() + AROUND if len(inside) else centre[2]
-        for shift in np.arange(0.0, 0.12, 0.005):
-            place = centre[:2] + shift * outward
-            if not (np.abs(above[:, :2] - place) < half).all(axis=1).any():
-                return np.array([*place, floor])
-        return centre
 
     def _through_opening(self, name: str, region: str) -> Motion:
         world = self.world
