@@ -8,8 +8,8 @@
 # default of 20 per task.
 # Hardware: two CPU cores. Wall time per suite on one of them, with something else on the other (SUITES=... in two
 # shells, each with OMP_NUM_THREADS=1): recording 40 min, teacher 27, features 10, students 65, evaluation 50 to
-# 70 without the expert; teacher and students twice as long where the updates are doubled. Needs the extra `libero`
-# and the assets (docs/libero.md).
+# 70 without the expert; teacher and students twice as long where the updates are doubled. On a processor with AVX2 only
+# a teacher's update took three times as long. Needs the extra `libero` and the assets (docs/libero.md).
 # MISSES=0 or ASIDES=0 bash runs/libero_scripted.sh: with demonstrations without that mistake.
 # UPDATES=1 bash runs/libero_scripted.sh: no suite gets more updates than another.
 # Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses, ASIDES=0: <suite>_no_asides, UPDATES=1:
