@@ -23,7 +23,7 @@ SCENE = """
   </asset>
   <worldbody>
     <light pos="0 0 4" castshadow="{shadow}"/>
-    <camera name="eye" pos="{eye}" xyaxes="1 0 0 0 .6 .8" fovy="{fovy}"/>
+    <camera name="eye" pos="0 -1.5 1.5" xyaxes="1 0 0 0 .6 .8" fovy="{fovy}"/>
     {mirror}
     {things}
   </worldbody>
@@ -48,9 +48,9 @@ def scattered(rng: np.random.Generator, count: int) -> str:
     )
 
 
-def build(things: str, mirror: str = "", shadow: str = "false", fovy: float = 45, eye="0 -1.5 1.5"):
+def build(things: str, mirror: str = "", shadow: str = "false", fovy: float = 45):
     model = mujoco.MjModel.from_xml_string(
-        SCENE.format(things=things, mirror=mirror, shadow=shadow, fovy=fovy, eye=eye)
+        SCENE.format(things=things, mirror=mirror, shadow=shadow, fovy=fovy)
     )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -59,14 +59,12 @@ def build(things: str, mirror: str = "", shadow: str = "false", fovy: float = 45
 
 def pictures(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray, set[str]]:
     """The picture with everything, the picture with culling, and the names of geoms that were left out."""
-    camera = mujoco.MjvCamera()
-    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera("eye").id
     groups = model.geom_group.copy()
     with mujoco.Renderer(model, SIZE, SIZE) as renderer:
         renderer.update_scene(data, camera="eye")
         everything = _drawn(renderer.scene)
         whole = renderer.render()
-        Culling(model).update_scene(renderer.scene, data, camera, mujoco.MjvOption())
+        Culling(model).update_scene(renderer.scene, data, "eye", mujoco.MjvOption())
         left = _drawn(renderer.scene)
         culled = renderer.render()
     np.testing.assert_array_equal(model.geom_group, groups)
@@ -121,21 +119,18 @@ def test_geoms_get_their_groups_back_when_a_scene_cannot_be_put_together(monkeyp
         while_drawing.append(model.geom_group.copy())
         raise mujoco.FatalError("out of memory")
 
-    camera = mujoco.MjvCamera()
-    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
     with mujoco.Renderer(model, SIZE, SIZE) as renderer:
         monkeypatch.setattr(mujoco, "mjv_updateScene", fail)
         with pytest.raises(mujoco.FatalError, match="out of memory"):
-            Culling(model).update_scene(renderer.scene, data, camera, mujoco.MjvOption())
+            Culling(model).update_scene(renderer.scene, data, "eye", mujoco.MjvOption())
     assert HIDDEN_GROUP in while_drawing[0]
     np.testing.assert_array_equal(model.geom_group, groups)
 
 
 def test_geoms_that_the_options_hide_stay_hidden():
     model, data = build('<geom name="hidden" type="box" size=".3 .3 .3" group="1" rgba="1 0 0 1"/>')
-    camera, options = mujoco.MjvCamera(), mujoco.MjvOption()
-    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
+    options = mujoco.MjvOption()
     options.geomgroup[1] = 0
     with mujoco.Renderer(model, SIZE, SIZE) as renderer:
-        Culling(model).update_scene(renderer.scene, data, camera, options)
+        Culling(model).update_scene(renderer.scene, data, "eye", options)
         assert not _drawn(renderer.scene)

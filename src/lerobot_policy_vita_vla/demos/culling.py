@@ -51,25 +51,27 @@ class Culling:
         self._mirrors = np.flatnonzero(flat & polished)
 
     def update_scene(
-        self, scene: mujoco.MjvScene, data: mujoco.MjData, camera: mujoco.MjvCamera, options: mujoco.MjvOption
+        self, scene: mujoco.MjvScene, data: mujoco.MjData, camera: str, options: mujoco.MjvOption
     ) -> None:
         """What ``mjv_updateScene`` does, without the geoms that a square picture cannot show.
 
         Args:
             scene: Filled.
             data: The state to draw.
-            camera: Whose view counts.
+            camera: Name of the scene's camera whose view counts.
             options: What is drawn at all; geoms of the last group never are.
         """
         model = self._model
         options.geomgroup[HIDDEN_GROUP] = 0
         groups = model.geom_group.copy()
-        mujoco.mjv_updateCamera(model, data, camera, scene)
+        view = mujoco.MjvCamera()
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        mujoco.mjv_updateCamera(model, data, view, scene)
         shadows = scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] and model.light_castshadow.any()
         if not (shadows or scene.camera[0].orthographic):
             model.geom_group[~self._seen(scene, data, np.array(options.geomgroup)[groups] > 0)] = HIDDEN_GROUP
         try:
-            mujoco.mjv_updateScene(model, data, options, None, camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+            mujoco.mjv_updateScene(model, data, options, None, view, mujoco.mjtCatBit.mjCAT_ALL, scene)
         finally:
             model.geom_group[:] = groups
 

@@ -33,13 +33,12 @@ class Painter:
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes, as robosuite hides them
         self._culling = Culling(model)
-        self._cameras = {name: _fixed(model, camera) for name, camera in CAMERAS.items()}
         self._release = weakref.finalize(self, _free, self._renderer)
 
     def draw(self) -> dict[str, np.ndarray]:
         """Camera name -> picture (size, size, 3) uint8, upside down, as robosuite returns it."""
         pictures = {}
-        for name, camera in self._cameras.items():
+        for name, camera in CAMERAS.items():
             self._culling.update_scene(self._renderer.scene, self._data, camera, self._options)
             pictures[name] = np.flipud(self._renderer.render())
         return pictures
@@ -47,12 +46,6 @@ class Painter:
     def close(self) -> None:
         """Free the drawing context."""
         self._release()
-
-
-def _fixed(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
-    camera = mujoco.MjvCamera()
-    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
-    return camera
 
 
 def _free(renderer: mujoco.Renderer) -> None:
