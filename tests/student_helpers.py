@@ -56,6 +56,15 @@ class FakeTeacher(nn.Module):
             return self.decoder.to_action(self.decoder(self.targets(batch).features_BTE))
 
 
+def same_actions(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two policies with the same weights answer alike.
+
+    Not bit by bit: weights that were read from a file lie where the file has them, and on some processors
+    matrix products round differently when an operand is aligned differently.
+    """
+    return torch.allclose(found, wanted, rtol=0, atol=1e-6)
+
+
 def save_teacher(folder: Path, teacher: FakeTeacher | None = None) -> Path:
     """A teacher's folder, as far as the student's config looks at it."""
     folder.mkdir(parents=True)

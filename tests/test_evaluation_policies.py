@@ -232,9 +232,11 @@ def test_a_teacher_agrees_with_itself_on_a_recording(seer, monkeypatch):
     root, _ = tiny_recording()
     report = agreement(run, run, root, samples=20, batch_size=8)
     assert report["n"] == 20
-    assert report["overall"] == pytest.approx({"mae": 0, "r2": 1, "correlation": 1, "gripper_agreement": 1})
+    # Two copies of the same weights: some processors round differently where memory is aligned differently.
+    wanted = {"mae": 0, "r2": 1, "correlation": 1, "gripper_agreement": 1}
+    assert report["overall"] == pytest.approx(wanted, abs=1e-6)
     assert report["features"]["overall"] == pytest.approx(1)
-    assert report["teacher_mae"] == report["student_mae"]
+    assert report["teacher_mae"] == pytest.approx(report["student_mae"], abs=1e-6)
     assert np.shape(report["mae"]) == (3, 4)
 
 
