@@ -35,6 +35,7 @@ import mujoco  # noqa: E402
 from lerobot.envs.libero import LiberoEnv  # noqa: E402
 from libero.libero import benchmark  # noqa: E402
 
+from lerobot_policy_vita_vla.demos.libero_physics import SharedStages  # noqa: E402
 from lerobot_policy_vita_vla.demos.libero_pictures import Painter  # noqa: E402
 from lerobot_policy_vita_vla.demos.libero_simulator import build_simulator, reset_simulator  # noqa: E402
 from lerobot_policy_vita_vla.demos.libero_state import (  # noqa: E402
@@ -141,7 +142,7 @@ class LiberoScene(LiberoEnv):
         if not self.protocol.refresh:
             self._draw()
         for _ in range(self.protocol.settle_steps):
-            self._raw = self._env.step([0.0] * 6 + [self.protocol.settle_gripper])[0]
+            self._raw = self._physics.step(self._env, [0.0] * 6 + [self.protocol.settle_gripper])[0]
         if not self.protocol.refresh:
             self._raw = first
         for robot in self._env.robots:
@@ -167,7 +168,7 @@ class LiberoScene(LiberoEnv):
             action[6] = 1.0 if action[6] > 0 else -1.0
         # robosuite refuses to go on after its own horizon or success; the limit here is ours.
         self._env.env.done = False
-        self._raw, reward, _, _ = self._env.step(action)
+        self._raw, reward, _, _ = self._physics.step(self._env, action)
         self._steps, self._stale = self._steps + 1, True
         terminated = bool(self._env.check_success())
         truncated = not terminated and self._steps >= self._max_episode_steps
@@ -251,6 +252,7 @@ class LiberoScene(LiberoEnv):
         )
         model = env.sim.model._model
         self._env, self._seen, self._homes = env, mujoco.MjData(model), fixture_homes(env.env)
+        self._physics = SharedStages(env.sim)
         env.env.add_observable(snapshot(self._seen, model, env.sim.data._data, self.control_freq))
 
     def _observe(self) -> dict[str, np.ndarray]:
