@@ -10,18 +10,15 @@ over the time with.
 Hardware: one CPU core, two minutes. Needs the extra `libero` and the assets (docs/libero.md).
 """
 
-import argparse
 import time
-from datetime import date
 from pathlib import Path
 
-import mujoco
 import numpy as np
+from libero_ratios import measure_all, ratios
 
 from lerobot_policy_vita_vla.demos.libero import LiberoScene
 from lerobot_policy_vita_vla.demos.libero_pictures import Painter
 from lerobot_policy_vita_vla.demos.libero_suite import CAMERAS
-from lerobot_policy_vita_vla.evaluation.results import write_json
 
 TASKS = ("libero_spatial_0", "libero_object_0", "libero_goal_1", "libero_10_2")
 CASES = (("light", 96), ("light", 256), ("standard", 256))
@@ -52,7 +49,6 @@ def measure(task: str, quality: str, size: int) -> dict:
             times[way].append(time.process_time() - began)
         for name, picture in pictures[0].items():
             np.testing.assert_array_equal(pictures[1][name], picture, err_msg=f"{task} {name} state {state}")
-    ratios = np.array(times[0]) / np.array(times[1])
     scene.close()
     return {
         "task": task,
@@ -61,31 +57,15 @@ def measure(task: str, quality: str, size: int) -> dict:
         "states": STATES,
         "ms_with_everything": round(float(np.median(times[0])) * 1e3, 1),
         "ms_with_culling": round(float(np.median(times[1])) * 1e3, 1),
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_lowest": round(float(ratios.min()), 2),
-        "ratio_highest": round(float(ratios.max()), 2),
+        **ratios(times[0], times[1]),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/libero/drawing.json"))
-    args = parser.parse_args()
-    measured = []
-    for task in TASKS:
-        for quality, size in CASES:
-            measured.append(measure(task, quality, size))
-            print(measured[-1], flush=True)
-    facts = {
-        "command": "MUJOCO_GL=osmesa .venv/bin/python runs/libero_drawing.py",
-        "date": date.today().isoformat(),
-        "mujoco": mujoco.__version__,
-        "measured": measured,
-    }
-    write_json(args.out, facts)
 
 
 if __name__ == "__main__":
-    main()
+    measure_all(
+        __doc__,
+        "MUJOCO_GL=osmesa .venv/bin/python runs/libero_drawing.py",
+        Path("results/libero/drawing.json"),
+        measure,
+        [(task, *case) for task in TASKS for case in CASES],
+    )

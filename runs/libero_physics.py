@@ -9,16 +9,13 @@ thread per action, the expert's own included; the ratio of an episode is the tim
 Hardware: one CPU core, two minutes. Needs the extra `libero` and the assets (docs/libero.md).
 """
 
-import argparse
 import time
-from datetime import date
 from pathlib import Path
 
-import mujoco
 import numpy as np
+from libero_ratios import measure_all, ratios
 
 from lerobot_policy_vita_vla.demos.libero import LiberoScene
-from lerobot_policy_vita_vla.evaluation.results import write_json
 
 TASKS = ("libero_spatial_0", "libero_object_0", "libero_goal_1", "libero_10_2")
 ACTIONS, EPISODES = 60, 3
@@ -47,38 +44,21 @@ def measure(task: str) -> dict:
             np.testing.assert_array_equal(states, wanted, err_msg=f"{task} episode {episode} {shares}")
             times[shares].append(seconds)
     scene.close()
-    ratios = np.array(times[False]) / np.array(times[True])
     return {
         "task": task,
         "actions": ACTIONS,
         "episodes": EPISODES,
         "ms_as_robosuite": round(float(np.median(times[False])) / ACTIONS * 1e3, 1),
         "ms_computed_once": round(float(np.median(times[True])) / ACTIONS * 1e3, 1),
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_lowest": round(float(ratios.min()), 2),
-        "ratio_highest": round(float(ratios.max()), 2),
+        **ratios(times[False], times[True]),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/libero/physics.json"))
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
-    args = parser.parse_args()
-    measured = []
-    for task in args.tasks:
-        measured.append(measure(task))
-        print(measured[-1], flush=True)
-    facts = {
-        "command": ".venv/bin/python runs/libero_physics.py",
-        "date": date.today().isoformat(),
-        "mujoco": mujoco.__version__,
-        "measured": measured,
-    }
-    write_json(args.out, facts)
 
 
 if __name__ == "__main__":
-    main()
+    measure_all(
+        __doc__,
+        ".venv/bin/python runs/libero_physics.py",
+        Path("results/libero/physics.json"),
+        measure,
+        [(task,) for task in TASKS],
+    )

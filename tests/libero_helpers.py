@@ -1,4 +1,4 @@
-"""A stand-in for the package hf-libero, for tests without it."""
+"""A stand-in for the package hf-libero, for tests without it; and skipping those that need the real one."""
 
 import sys
 
@@ -49,3 +49,18 @@ def libero_package(tmp_path, monkeypatch):
     sys.modules.update(kept)
     suite.task_names.cache_clear()
     suite._own_names.cache_clear()
+
+
+def require_libero(module: bool = False) -> None:
+    """Skip a test that needs the real package and its assets where they are not.
+
+    Args:
+        module: Called while a module is imported: all of its tests are skipped.
+    """
+    from lerobot_policy_vita_vla.demos.libero_install import find_assets
+
+    pytest.importorskip("libero", reason="the extra `libero` is not installed: docs/libero.md")
+    try:
+        find_assets()
+    except ValueError as error:
+        pytest.skip(str(error), allow_module_level=module)

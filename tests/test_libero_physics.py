@@ -8,8 +8,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from lerobot_policy_vita_vla.demos import libero_install
 from lerobot_policy_vita_vla.demos.libero_physics import SharedStages
+from libero_helpers import require_libero
 
 PILE = """
 <mujoco>
@@ -110,11 +110,7 @@ def test_only_repeated_stages_are_skipped_and_only_inside_of_a_step(monkeypatch)
 
 
 def test_an_episode_of_libero_is_the_same_bit_by_bit():
-    pytest.importorskip("libero", reason="the extra `libero` is not installed: docs/libero.md")
-    try:
-        libero_install.find_assets()
-    except ValueError as error:
-        pytest.skip(str(error))
+    require_libero()
     from lerobot_policy_vita_vla.demos.libero import LiberoScene
 
     scene = LiberoScene("libero_object_0", quality="light", observation_size=32)

@@ -10,10 +10,10 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "runs"))
 
 from lerobot_policy_vita_vla.conventions import RecordingInfo
-from lerobot_policy_vita_vla.demos import libero_install
 from lerobot_policy_vita_vla.demos.replay_libero import LiberoSimulator
 from lerobot_policy_vita_vla.demos.scenes import LIBERO
 from lerobot_policy_vita_vla.demos.simulator import open_simulator
+from libero_helpers import require_libero
 
 
 def test_a_dataset_without_seeds_and_protocol_cannot_be_replayed():
@@ -26,11 +26,7 @@ def test_a_dataset_without_seeds_and_protocol_cannot_be_replayed():
 
 @pytest.fixture(scope="module")
 def libero():
-    pytest.importorskip("libero", reason="the extra `libero` is not installed: docs/libero.md")
-    try:
-        libero_install.find_assets()
-    except ValueError as error:
-        pytest.skip(str(error))
+    require_libero()
 
 
 # The hand turns about several axes and closes; what comes after that adds nothing but time.

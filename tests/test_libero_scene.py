@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 
 from lerobot_policy_vita_vla.demos import libero_install
+from libero_helpers import require_libero
 
-pytest.importorskip("libero", reason="the extra `libero` is not installed: docs/libero.md")
-try:
-    libero_install.find_assets()
-except ValueError as error:
-    pytest.skip(str(error), allow_module_level=True)
+require_libero(module=True)
 
 from lerobot_policy_vita_vla.demos.libero import LiberoScene  # noqa: E402
 

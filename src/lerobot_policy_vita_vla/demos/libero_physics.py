@@ -62,7 +62,7 @@ class SharedStages:
             mujoco.mj_forward(self._model, self._data)
             self._known = self._data.qpos.copy(), self._data.qvel.copy()
 
-    def _step_physics(self, with_udd: bool = True) -> None:
+    def _step_physics(self) -> None:
         if self._is_known():
             mujoco.mj_step2(self._model, self._data)
         else:
