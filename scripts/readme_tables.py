@@ -154,7 +154,9 @@ FOLDERS = (
     "src/lerobot_policy_vita_vla/vlm",
     "src/lerobot_policy_vita_vla/training",
     "src/lerobot_policy_vita_vla/evaluation",
+    "src/lerobot_policy_vita_vla/serving",
     "src/lerobot_policy_vita_vla/bench",
+    "src/vita_vla_client",
     "src/vita_vla_cli",
     "src/vita_vla_cli/verbs",
     "scripts",
@@ -206,7 +208,7 @@ def file_map_text() -> str:
         "# File map\n\nWritten by `scripts/readme_tables.py` from the files' own docstrings. "
         "Imports go one way, which a test enforces:\n\n"
         "    contracts, conventions, ema, optimizer, chunking <- demos <- teacher <- vla "
-        "<- evaluation, training <- bench <- cli"
+        "<- evaluation, training, serving <- bench <- cli"
     ]
     for folder in FOLDERS:
         lines = [

@@ -136,7 +136,7 @@ if ! usable_python .venv/bin/python; then
   "$UV" venv --quiet --python "$PYTHON" .venv
 fi
 say "installing packages (the first time: several GB, some minutes)"
-"$UV" pip install --quiet --python .venv/bin/python --constraints requirements.lock --editable '.[sim,dev]'
+"$UV" pip install --quiet --python .venv/bin/python --constraints requirements.lock --editable '.[sim,serve,dev]'
 check_rendering
 if [ "${1:-}" = --test ]; then check_test_tools; fi
 stamp > "$STAMP"

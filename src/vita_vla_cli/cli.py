@@ -22,6 +22,7 @@ VERBS = {
     "finetune": "vita_vla_cli.verbs.training",
     "eval": "vita_vla_cli.verbs.evaluation",
     "report": "vita_vla_cli.verbs.evaluation",
+    "serve": "vita_vla_cli.verbs.serve",
     "plan": "vita_vla_cli.verbs.plan",
     "bench": "vita_vla_cli.verbs.bench",
     "ablate": "vita_vla_cli.verbs.ablation",

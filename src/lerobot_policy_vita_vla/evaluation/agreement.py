@@ -17,7 +17,7 @@ import torch
 from lerobot_policy_vita_vla.contracts import ActionSpec
 from lerobot_policy_vita_vla.conventions import match_cameras
 from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
-from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder
+from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder, load_policy
 
 SAMPLES = 512
 """Our choice: the mean absolute difference is then known to a few per cent."""
@@ -74,7 +74,7 @@ def agreement(
     from lerobot_policy_vita_vla.teacher.load import load_teacher
 
     master = load_teacher(checkpoint_folder(teacher), device)
-    policy, preprocess, postprocess = _load_policy(checkpoint_folder(student), device)
+    policy, preprocess, postprocess = load_policy(checkpoint_folder(student), device)
     batches = _batches(Path(dataset_root), policy, master, samples, batch_size, seed)
     answers = _ask(master, policy, preprocess, postprocess, batches, device)
     return {
@@ -138,21 +138,6 @@ def _feature_agreement(teacher: np.ndarray | None, student: np.ndarray | None) -
         "r2": _plain(1 - residual / np.maximum(total, 1e-12)),
         "overall": float(1 - residual.sum() / max(total.sum(), 1e-12)),
     }
-
-
-def _load_policy(folder: Path, device: str) -> tuple[Any, Any, Any]:
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
-    config = PreTrainedConfig.from_pretrained(folder)
-    config.device = device
-    policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
-    processors = make_pre_post_processors(
-        policy_cfg=config,
-        pretrained_path=str(folder),
-        preprocessor_overrides={"device_processor": {"device": device}},
-    )
-    return policy, *processors
 
 
 def _history(config: Any) -> int:

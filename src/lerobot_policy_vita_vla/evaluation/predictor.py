@@ -213,6 +213,27 @@ def load_predictor(
     )
 
 
+def load_policy(folder: Path, device: str) -> tuple[Any, Any, Any]:
+    """A checkpoint's policy in eval mode and its two processors, without an environment.
+
+    Args:
+        folder: A ``pretrained_model`` folder (`checkpoint_folder`).
+        device: ``"cpu"``, ``"cuda"``, ...
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.device = device
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+    processors = make_pre_post_processors(
+        policy_cfg=config,
+        pretrained_path=str(folder),
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
+    return policy, *processors
+
+
 def checkpoint_folder(path: str | Path) -> Path:
     """The local folder of a checkpoint: itself, a training run's last one, or a downloaded hub id.
 
@@ -228,8 +249,16 @@ def checkpoint_folder(path: str | Path) -> Path:
             "(checkpoints/last/pretrained_model/config.json)"
         )
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(snapshot_download(str(path)))
+    try:
+        return Path(snapshot_download(str(path)))
+    except LocalEntryNotFoundError as error:
+        # Two words could also be an id of the hub, whose client does not say what it looked for.
+        raise ValueError(
+            f"there is no folder {path} here, and no model of that name in the hub's cache: check the path, "
+            "or add --online if it is a hub id"
+        ) from error
 
 
 def state_fingerprint(policy: torch.nn.Module) -> str:

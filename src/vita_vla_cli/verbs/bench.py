@@ -17,6 +17,7 @@ BENCHMARKS = {
     "compile": "a finetune step: the language model's layers plain and compiled",
     "data": "batches per second: LeRobot's loader against the frame cache, and the loader's share of a step",
     "eval": "episodes per hour: our evaluation against lerobot-eval, same policy, tasks and workers",
+    "serve": "an action chunk through the policy server against in process, and the transport alone",
     "precision": "a policy in eight bits: what its actions and its success rate lose, and switching it on",
     "import": "importing the plugin beyond what LeRobot imports itself",
     "startup": "what `vita-vla --help` and a training command cost before they do anything",

@@ -1,4 +1,4 @@
-"""`vita-vla demos record`, `check`, `declare` and `replay`."""
+"""`vita-vla demos record`, `check`, `declare`, `replay` and `limits`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
     _add_check(parts)
     _add_declare(parts)
     _add_replay(parts)
+    _add_limits(parts)
 
 
 def _add_record(parts: argparse._SubParsersAction) -> None:
@@ -132,6 +133,20 @@ def _add_replay(parts: argparse._SubParsersAction) -> None:
     finish_verb(p, _replay)
 
 
+def _add_limits(parts: argparse._SubParsersAction) -> None:
+    p = new_verb(
+        parts,
+        "limits",
+        "Range and largest change per step of the demonstrated actions, as limits for a robot.",
+        "vita-vla demos limits data/my_robot --out work/robot/limits.json",
+        description='For `vita-vla serve --limits`. A JSON file with "low", "high" and "max_change", one '
+        "number per dimension of the action: look at it, and make it narrower where the robot needs it.",
+    )
+    p.add_argument("root", type=Path, metavar="ROOT", help="folder of the dataset")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file, not yet there")
+    finish_verb(p, _limits)
+
+
 def _record(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.record import record
 
@@ -190,3 +205,24 @@ def _replay(args: argparse.Namespace) -> int:
 def _kept(root: Path) -> str:
     scratch = root.with_name(root.name + ".recording")
     return f"finished attempts in {scratch}; the same command goes on" if scratch.exists() else "nothing"
+
+
+def _limits(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.serving.limits import limits_of_dataset
+
+    if args.out.exists():
+        raise FileExistsError(f"{args.out} exists already; it may hold your own limits: choose another file")
+    record = limits_of_dataset(args.root)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=2) + "\n")
+    dims = len(record["low"])
+    for name, low, high, change in zip(
+        record.get("names") or [f"action_{i}" for i in range(dims)],
+        record["low"],
+        record["high"],
+        record["max_change"],
+        strict=True,
+    ):
+        print(f"  {name}: {low:.4g} to {high:.4g}, at most {change:.4g} per step")
+    print(f"limits: {args.out}")
+    return 0

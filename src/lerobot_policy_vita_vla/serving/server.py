@@ -1,0 +1,284 @@
+"""The policy server: one websocket per robot, msgpack maps, no pickle.
+
+A connection starts with the server's `metadata`, then one answer follows each request:
+
+    {"observation.images.front": (h, w, 3), "observation.state": (S,), "task": "..."}
+                                 -> {"actions": (T, A), "source": ..., "limited": 0, "server_timing": ...}
+    the same and "act": False    -> {"remembered": True}
+    {"reset": True}              -> {"reset": True}
+
+A request may carry ``"request_id"``, which its answer repeats, and ``"deadline_ms"``. What goes wrong is
+answered by ``{"error": words, "kind": ...}`` where there is a request_id, otherwise by a text frame, as
+openpi's server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from http import HTTPStatus
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from lerobot_policy_vita_vla.serving.access import Gate
+from lerobot_policy_vita_vla.serving.describe import describe
+from lerobot_policy_vita_vla.serving.responder import Conversation, NoAnswerError, Responder
+from lerobot_policy_vita_vla.serving.served import BadObservationError
+from vita_vla_client.wire import WireError, pack, unpack
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S = 5
+PING_S = 10
+MAX_UNFINISHED = 64
+"""TCP connections that are no robot's (yet); more are hung up on at once."""
+PROTOCOL = 1
+
+
+class PolicyServer:
+    """Serves a policy until it is stopped.
+
+    Args:
+        responder: Answers; `Responder.warm_up` must have been called.
+        host: Address to listen on; `access.check_exposure` says which need a token.
+        port: 0 takes a free one, see `port` afterwards.
+        token: What clients must know.
+        tls: See `access.tls_context`.
+        max_clients: Robots at the same time; further ones are turned away.
+        idle_s: A client that asks nothing for so long is hung up on.
+    """
+
+    def __init__(
+        self,
+        responder: Responder,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        token: str | None = None,
+        tls: Any = None,
+        max_clients: int = 4,
+        idle_s: float = 600.0,
+    ):
+        self.responder, self.host, self.port = responder, host, port
+        self._gate, self._tls = Gate(token), tls
+        self.max_clients, self.idle_s = max_clients, idle_s
+        about = describe(responder)
+        self.metadata = about | {
+            "server": f"vita-vla {metadata.version('lerobot_policy_vita_vla')}",
+            "protocol": PROTOCOL,
+        }
+        self._metadata = pack(self.metadata)
+        self.max_message = largest_request(responder)
+        self._clients: set[ServerConnection] = set()
+        self._open = 0
+        self._server: Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self._tls else 'ws'}://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen."""
+        server = self
+
+        class Connection(ServerConnection):
+            def connection_made(self, transport: Any) -> None:
+                server._open += 1
+                super().connection_made(transport)
+                if server._open > MAX_UNFINISHED + len(server._clients):
+                    transport.abort()
+
+            def connection_lost(self, error: Exception | None) -> None:
+                server._open -= 1
+                server._clients.discard(self)
+                super().connection_lost(error)
+
+        self._server = await serve(
+            self._robot,
+            self.host,
+            self.port,
+            ssl=self._tls,
+            process_request=self._admit,
+            create_connection=Connection,
+            compression=None,  # pictures do not shrink; and decompression is one more thing to attack
+            max_size=self.max_message,
+            max_queue=2,
+            open_timeout=HANDSHAKE_S,
+            ping_interval=PING_S,
+            ping_timeout=PING_S,
+            close_timeout=1,
+            server_header=None,
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Hang up on everyone."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = request.path.partition("?")[0]
+        if path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        if path != "/":
+            return connection.respond(HTTPStatus.NOT_FOUND, "there is / for robots and /healthz\n")
+        refused = self._gate.refusal(request.headers)
+        if refused is None and len(self._clients) >= self.max_clients:
+            refused = (
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{self.max_clients} robots are connected, no more are allowed",
+            )
+        if refused is None:
+            self._clients.add(connection)
+            return None
+        logger.warning("turned %s away: %s", _peer(connection), refused[1])
+        return connection.respond(refused[0], f"{refused[1]}\n")
+
+    async def _robot(self, connection: ServerConnection) -> None:
+        timing = Timing()
+        logger.info("%s connected", _peer(connection))
+        try:
+            await connection.send(self._metadata)
+            conversation = self.responder.open()
+            while True:
+                data = await asyncio.wait_for(connection.recv(), self.idle_s)
+                reply, close = await self._reply(conversation, data, timing)
+                await connection.send(reply)
+                if close:
+                    await connection.close(1003, "not a message of this protocol")
+        except TimeoutError:
+            await connection.close(1001, f"nothing was asked for {self.idle_s:g} s")
+        except ConnectionClosed:
+            pass
+        finally:
+            logger.info("%s has gone: %s", _peer(connection), timing)
+
+    async def _reply(
+        self, conversation: Conversation, data: bytes | str, timing: Timing
+    ) -> tuple[bytes | str, bool]:
+        began = time.perf_counter()
+        request_id = None
+        try:
+            if isinstance(data, str):
+                raise WireError("a message is a binary frame, got text")
+            request = unpack(data)
+            request_id = _request_id(request)
+            answer = await self._answer(conversation, request)
+        except WireError as error:
+            return f"error: {error}", True
+        except BadObservationError as error:
+            timing.failed += 1
+            return _failure(request_id, "observation", str(error)), False
+        except NoAnswerError as error:
+            timing.failed += 1
+            logger.warning("no answer: %s", error)
+            return _failure(request_id, error.kind, str(error)), False
+        if "actions" in answer:
+            answer["server_timing"] = timing.took(began, answer)
+        return pack(answer if request_id is None else {**answer, "request_id": request_id}), False
+
+    async def _answer(self, conversation: Conversation, request: dict[str, Any]) -> dict[str, Any]:
+        deadline_ms, act = request.pop("deadline_ms", None), request.pop("act", True)
+        if request.pop("reset", False) is True:
+            conversation.reset()
+            if not request:
+                return {"reset": True}
+        if deadline_ms is not None and (isinstance(deadline_ms, bool) or not _positive(deadline_ms)):
+            raise BadObservationError(
+                f"deadline_ms is a positive number of milliseconds, got {str(deadline_ms)[:40]}"
+            )
+        if not isinstance(act, bool):
+            raise BadObservationError(f"act is true or false, got {str(act)[:40]}")
+        # In a thread: a large JPEG must not keep the server from answering pings.
+        observation = await asyncio.to_thread(conversation.responder.policy.check, request)
+        if not act:
+            await conversation.observe(observation, deadline_ms)
+            return {"remembered": True}
+        return await conversation.act(observation, deadline_ms)
+
+
+class Timing:
+    """What a robot's requests took."""
+
+    def __init__(self):
+        self._total_ms: deque[float] = deque(maxlen=1000)
+        self._ended: deque[float] = deque(maxlen=50)
+        self.requests = self.failed = self.stood_in = self.limited = 0
+
+    def took(self, began: float, answer: dict[str, Any]) -> dict[str, float]:
+        """Count an answer.
+
+        Returns:
+            ``infer_ms`` and ``total_ms`` of this one, ``p50_ms`` and ``p99_ms`` of the last thousand, and
+            ``hz``, answers per second, of the last fifty.
+        """
+        now = time.perf_counter()
+        self.requests += 1
+        self.stood_in += answer["source"] == "fallback"
+        self.limited += answer["limited"] > 0
+        self._total_ms.append(1e3 * (now - began))
+        self._ended.append(now)
+        p50, p99 = np.percentile(self._total_ms, (50, 99))
+        spent = self._ended[-1] - self._ended[0]
+        return {
+            "infer_ms": answer.pop("infer_ms"),
+            "total_ms": self._total_ms[-1],
+            "p50_ms": float(p50),
+            "p99_ms": float(p99),
+            "hz": (len(self._ended) - 1) / spent if spent > 0 else 0.0,
+        }
+
+    def __str__(self) -> str:
+        if not self.requests:
+            return f"0 answers, {self.failed} failed"
+        p50, p99 = np.percentile(self._total_ms, (50, 99))
+        return (
+            f"{self.requests} answers (median {p50:.1f} ms, 99 % within {p99:.1f} ms), {self.failed} failed, "
+            f"{self.stood_in} by the fallback, {self.limited} cut to the limits"
+        )
+
+
+def largest_request(responder: Responder) -> int:
+    """Bytes of the longest message that can be meaningful: the observation as arrays, and a little more."""
+    wanted = responder.policy.observation.values()
+    return (
+        sum(
+            int(np.prod(w.shape)) * np.dtype(w.dtype).itemsize * (1 if w.dtype == "uint8" else 2)
+            for w in wanted
+        )
+        + 2**16
+    )
+
+
+def _failure(request_id: int | str | None, kind: str, words: str) -> bytes | str:
+    return (
+        f"error: {words}"
+        if request_id is None
+        else pack({"error": words, "kind": kind, "request_id": request_id})
+    )
+
+
+def _request_id(request: dict[str, Any]) -> int | str | None:
+    request_id = request.pop("request_id", None)
+    if request_id is not None and (not isinstance(request_id, int | str) or len(str(request_id)) > 80):
+        raise WireError("a request_id is a number or a short text")
+    return request_id
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
+
+
+def _peer(connection: ServerConnection) -> str:
+    address = connection.remote_address
+    return f"{address[0]}:{address[1]}" if address else "a client"

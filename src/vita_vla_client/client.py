@@ -1,0 +1,206 @@
+"""Ask a policy server for action chunks."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import connect
+
+from vita_vla_client.wire import Jpeg, WireError, pack, unpack
+
+MAX_REPLY = 64 * 2**20
+"""Bytes of the longest reply that is read."""
+
+
+class ConnectionLostError(ConnectionError):
+    """The server cannot be reached, or has gone."""
+
+
+class ServerError(RuntimeError):
+    """The server could not answer this request; its words say why. The connection stays."""
+
+
+class DeadlineMissedError(ServerError):
+    """The answer was not ready in time, and the server has no second policy that could answer."""
+
+
+class PolicyClient:
+    """A connection to a policy server; one request at a time, from any thread.
+
+    Args:
+        url: ``"ws://127.0.0.1:8000"``, or ``"wss://..."`` with TLS.
+        token: The server's token, where it asks for one.
+        ca_file: Certificate (PEM) by which to know a server whose own is not signed by a public authority.
+        jpeg_quality: Send pictures as JPEG of this quality, 1..100: a tenth of the bytes, but not the same
+            pixels (needs Pillow). None sends them as they are.
+        open_timeout_s: How long connecting may take.
+        timeout_s: How long an answer may take; a later one is thrown away.
+
+    Attributes:
+        metadata: What the server says of itself and its policy (docs/serving.md).
+
+    Raises:
+        ConnectionLostError: The server cannot be reached.
+        PermissionError: It refuses the token.
+        ValueError: The token would travel in clear text over a network.
+    """
+
+    def __init__(
+        self,
+        url: str = "ws://127.0.0.1:8000",
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        jpeg_quality: int | None = None,
+        open_timeout_s: float = 10.0,
+        timeout_s: float = 10.0,
+    ):
+        if token is not None and urlsplit(url).scheme != "wss" and not _is_loopback(urlsplit(url).hostname):
+            raise ValueError(
+                f"the token would travel to {url} in clear text, for everyone in between to read: use "
+                "wss://, or "
+                "an SSH tunnel (ssh -N -L 8000:127.0.0.1:8000 the-server) and ws://127.0.0.1:8000"
+            )
+        self.url, self._token, self._ca_file = url, token, ca_file
+        self._jpeg_quality, self._open_timeout_s, self.timeout_s = jpeg_quality, open_timeout_s, timeout_s
+        self._lock, self._requests = threading.Lock(), 0
+        self.metadata: dict[str, Any] = {}
+        self._connection = None
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect again, after a `ConnectionLostError`; the server remembers nothing of the time before."""
+        self.close()
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        tls = ssl.create_default_context(cafile=self._ca_file) if self.url.startswith("wss://") else None
+        try:
+            self._connection = connect(
+                self.url,
+                ssl=tls,
+                additional_headers=headers,
+                open_timeout=self._open_timeout_s,
+                close_timeout=1,
+                max_size=MAX_REPLY,
+                # Pictures do not shrink, and looking for ways to costs more than sending them.
+                compression=None,
+                proxy=None,
+            )
+            first = self._connection.recv(timeout=self._open_timeout_s)
+            self.metadata = unpack(first if isinstance(first, bytes) else first.encode())
+        except InvalidStatus as error:
+            response = error.response
+            words = (response.body or b"").decode(errors="replace").strip()
+            if response.status_code in (401, 403):
+                raise PermissionError(f"{self.url} refuses this client: {words}") from None
+            raise ConnectionLostError(f"{self.url} answers {response.status_code}: {words}") from None
+        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, WireError) as error:
+            self.close()
+            words = str(error) or type(error).__name__
+            raise ConnectionLostError(f"no policy server at {self.url}: {words}") from None
+
+    def infer(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        act: bool = True,
+        deadline_ms: float | None = None,
+    ) -> dict[str, Any]:
+        """The answer to an observation.
+
+        Args:
+            observation: One array per name of ``metadata["observation"]``, without a batch axis: pictures
+                (h, w, 3) uint8, numbers (n,) float; and the instruction as ``"task"`` (or ``"prompt"``).
+            act: False only lets a policy with a history remember the observation.
+            deadline_ms: Time that the server may take, from when it gets the request; None is its own.
+
+        Returns:
+            ``"actions"`` (T, A) float32 in the robot's units, ``"source"`` (``"policy"`` or ``"fallback"``),
+            ``"limited"`` (how many of its numbers were cut to the limits), ``"server_timing"``; nothing of
+            these where ``act`` is False.
+
+        Raises:
+            ServerError: The observation is not what the policy needs, or the policy failed.
+            DeadlineMissedError: It took too long.
+            TimeoutError: No answer within ``timeout_s``. The connection can still be used.
+            ConnectionLostError: The server has gone.
+        """
+        request: dict[str, Any] = {} if act else {"act": False}
+        if deadline_ms is not None:
+            request["deadline_ms"] = float(deadline_ms)
+        return self._ask({**{key: self._picture(value) for key, value in observation.items()}, **request})
+
+    def reset(self) -> None:
+        """Tell the policy to forget the episode's observations."""
+        self._ask({"reset": True})
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            if self._connection is None:
+                raise ConnectionLostError(f"not connected to {self.url}; call connect()")
+            self._requests += 1
+            try:
+                self._connection.send(pack({**request, "request_id": self._requests}))
+                reply = self._reply_to(self._requests)
+            except (ConnectionClosed, OSError) as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                raise ConnectionLostError(f"{self.url} has gone: {error}") from None
+        if (failed := reply.get("error")) is not None:
+            raise (DeadlineMissedError if reply.get("kind") == "deadline" else ServerError)(failed)
+        return reply
+
+    def _reply_to(self, request_id: int) -> dict[str, Any]:
+        until = time.monotonic() + self.timeout_s
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                data = self._connection.recv(timeout=left)
+            except TimeoutError:
+                raise TimeoutError(f"no answer from {self.url} within {self.timeout_s:g} s") from None
+            if isinstance(data, str):
+                raise ServerError(data)
+            reply = unpack(data)
+            # What was given up waiting for still arrives.
+            if reply.get("request_id") == request_id:
+                return reply
+
+    def _picture(self, value: Any) -> Any:
+        picture = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+        if self._jpeg_quality is None or not picture:
+            return value
+        import io
+
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.fromarray(value).save(stream, "JPEG", quality=self._jpeg_quality)
+        return Jpeg(stream.getvalue())
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
