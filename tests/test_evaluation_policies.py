@@ -247,3 +247,68 @@ def test_a_constant_answer_with_noise_has_no_share_of_variance():
     moving, still = rng.normal(size=(50, 1)), 0.99 + 1e-3 * rng.normal(size=(50, 1))
     found = _r2(np.hstack([moving, still]), np.hstack([moving, np.ones((50, 1))]))
     assert found[0] == 1 and np.isnan(found[1])
+
+
+def test_a_refused_evaluation_leaves_nothing_in_the_way_of_the_next(tmp_path, capsys):
+    from vita_vla_cli import cli
+
+    policy = make_policy()
+    policy.config.recording = {"quality": "light", "observation_size": 32, "suite": "metaworld"}
+    policy.config.recording |= {"tasks": {"open": "door-open-v3"}, "control_hz": 80, "camera": "corner2"}
+    _save(policy, tmp_path / "teacher" / "checkpoints" / "last" / "pretrained_model")
+    run = ["eval", str(tmp_path / "teacher"), "--workers", "1", "--videos", "0", "--episode-length", "6"]
+    short = [*run, "--tasks", "door-open", "--episodes", "1"]
+    assert cli.main([*short, "--size", "48"]) == 2
+    assert "--quality light --size 32" in capsys.readouterr().err
+    assert cli.main(short) == 0
+    # What was played under a list of episodes keeps it.
+    assert cli.main([*run, "--tasks", "door-open", "--episodes", "2"]) == 2
+    assert "already holds another manifest" in capsys.readouterr().err
+
+
+WRONG = {
+    "a path that is not there": (["/nowhere/finetune", "--tasks", "reach"], "/nowhere/finetune"),
+    "no folder for results": (["expert", "--tasks", "reach"], "where do the results go? add --run"),
+    "no workers": (["expert", "--run", "r", "--workers", "0"], "--workers must be at least 1, got 0"),
+    "no steps": (
+        ["expert", "--run", "r", "--episode-length", "0"],
+        "--episode-length must be at least 1, got 0",
+    ),
+    "no pixels": (["expert", "--run", "r", "--size", "0"], "--size must be at least 1, got 0"),
+    "fewer than no videos": (
+        ["expert", "--run", "r", "--videos", "-1"],
+        "--videos must be at least 0, got -1",
+    ),
+    "no dataset": (
+        ["expert", "--run", "r", "--agreement", "t", "--demos", "nowhere"],
+        "--demos nowhere: no LeRobot",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_of_the_verb_is_explained(name, capsys, tmp_path, monkeypatch):
+    from vita_vla_cli import cli
+
+    monkeypatch.chdir(tmp_path)
+    arguments, words = WRONG[name]
+    assert cli.main(["eval", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policies_refuse_pictures_of_another_size_than_the_demonstrations():
+    seen = {
+        "observation.image": torch.zeros(1, 3, 48, 64),
+        "observation.state": torch.zeros(1, 4),
+        "task": ["x"],
+    }
+    policy = make_policy()
+    assert policy.predict_action_chunk(seen).shape == (1, 3, 4), "nothing is known of its demonstrations"
+    policy.config.recording = {"observation_size": 32}
+    with pytest.raises(ValueError, match="is 64x48 pixels .*trained on 32x32.*--env.observation_size=32"):
+        policy.predict_action_chunk(seen)
+    with pytest.raises(ValueError, match="is 64x48 pixels"):
+        policy.select_action(seen)
+    PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")
+    assert policy.predict_action_chunk(seen).shape == (1, 3, 4), "an evaluation compares by itself"

@@ -205,7 +205,9 @@ RECORDING = {
 
 def test_pictures_and_episodes_that_differ_from_training_are_refused(caplog):
     check_recording(RECORDING, MANIFEST)
-    with pytest.raises(ValueError, match=r"(?s)'light', here 'standard'.*quality='light'"):
+    with pytest.raises(
+        ValueError, match=r"(?s)'light', here 'standard'.*--tasks door-open-v3 --quality light --size 32,"
+    ):
         check_recording(RECORDING, make_manifest("door-open", 1, quality="standard", observation_size=32))
     seen = make_manifest("door-open", 5, seed=159, observation_size=32)
     with pytest.raises(ValueError, match=r"100\.\.160, the manifest repeats 2"):
@@ -215,6 +217,8 @@ def test_pictures_and_episodes_that_differ_from_training_are_refused(caplog):
     caplog.clear()
     check_recording({}, MANIFEST)
     assert "does not say" in caplog.text
+    check_recording(RECORDING, make_manifest("reach", 1, observation_size=32))
+    assert "none of these tasks was demonstrated to the policy, which knows door-open-v3" in caplog.text
 
 
 def test_conventions_that_can_be_converted_are_and_others_refused():

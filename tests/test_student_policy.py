@@ -401,3 +401,15 @@ def test_seer_teaches_through_lerobots_own_factory(tmp_path):
         tuned.network.decoder.parameters(), seer.network.decoder.parameters(), strict=True
     ):
         assert torch.equal(mine, theirs) and mine.requires_grad
+
+
+def test_another_picture_size_than_the_demonstrations_is_refused(paths):
+    policy = student(paths)
+    batch = make_batch()
+    wide = batch | {CAMERA: torch.zeros(len(batch["task"]), 3, PX, 2 * PX)}
+    assert policy.predict_action_chunk(wide).shape[1:] == (T, A)
+    policy.config.recording = {"observation_size": PX}
+    for act in (policy.predict_action_chunk, policy.select_action):
+        with pytest.raises(ValueError, match=f"is {2 * PX}x{PX} pixels .*trained on {PX}x{PX}"):
+            act(wide)
+    assert policy.predict_action_chunk(batch).shape[1:] == (T, A)

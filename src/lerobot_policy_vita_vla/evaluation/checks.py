@@ -86,6 +86,11 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
             found.append(
                 f"seeds of {task}: demonstrations used {first}..{last}, the manifest repeats {len(seen)}"
             )
+    if info.suite and info.seeds and not set(manifest.tasks) & set(info.seeds):
+        logger.warning(
+            "none of these tasks was demonstrated to the policy, which knows %s",
+            ", ".join(sorted(info.seeds)),
+        )
     if not info.suite:
         logger.warning(
             "the policy's demonstrations do not say what their numbers mean: rotations, gripper and picture "
@@ -104,11 +109,20 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
     if not allow:
         raise ValueError(
             f"the policy was trained on something else than this manifest plays:\n  {lines}\n"
-            f"Make the manifest with quality={info.quality!r}, observation_size={info.observation_size} "
-            f"{f'protocol={trained_under!r} ' if trained_under else ''}and fresh seeds, or pass "
-            "allow_other_recording=True (--allow-differences) if measuring exactly this is the point"
+            f"Play {_flags(info, trained_under)}, on seeds that were not demonstrated, or pass "
+            "--allow-differences if measuring exactly this is the point (Python: allow_other_recording=True)"
         )
     logger.warning("evaluating although the recording differs:\n  %s", lines)
+
+
+def _flags(info: RecordingInfo, protocol: str | None) -> str:
+    which = "--suite" if info.suite.startswith(LIBERO.name) else "--tasks"
+    tasks = list(info.seeds) or info.task_names
+    shown = ",".join(tasks[:2]) + (",..." if len(tasks) > 2 else "")
+    quality = "standard" if info.quality == "original" else info.quality
+    flags = f"{which} {shown} " if shown else ""
+    flags += f"--quality {quality} --size {info.observation_size}"
+    return flags + (f" --protocol {protocol}" if protocol else "")
 
 
 def conversion_of(recording: Mapping[str, Any], manifest: Manifest) -> Conversion | None:

@@ -89,6 +89,7 @@ class PolicyPredictor:
     ):
         config = policy.config
         self._conversion = conversion
+        policy.checks_pictures = False  # `checks.check_recording` has, and may have been told to let it pass
         self.policy, self.preprocessor, self.postprocessor = policy.eval(), preprocessor, postprocessor
         self.fingerprint, self.policy_type = fingerprint, config.type
         self.n_action_steps, self.ensemble_coeff = n_action_steps, temporal_ensemble_coeff

@@ -140,7 +140,8 @@ def evaluate(
     }
     done = results.read_episodes(folder)
     finished = len(done) == len(manifest.episodes)
-    run = check_same_run(folder, identity, finished=finished)
+    # Without an episode there is nothing to mix: an attempt that failed at the start may be made otherwise.
+    run = check_same_run(folder, identity, finished=finished) if done else {}
     if finished and (folder / results.RESULT_FILE).is_file():
         return results.read_result(folder)
     from_path = isinstance(policy, str | Path) and policy != EXPERT

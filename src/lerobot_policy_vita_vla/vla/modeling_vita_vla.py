@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
 from lerobot_policy_vita_vla.contracts import check_loss
+from lerobot_policy_vita_vla.conventions import check_picture_sizes
 from lerobot_policy_vita_vla.demos.declared import remembered
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.teacher.weights import read_weights
@@ -52,6 +53,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     config_class = VitaVLAConfig
     name = "vita_vla"
+    checks_pictures = True
+    """Refuse to act on pictures of another size than the demonstrations'."""
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if self.config.reads_turns:
             chunk, self._memory = self.step(batch, self._memory)
             return chunk
+        self._check_pictures(batch)
         if self.training:
             self.eval()
         with self._autocast():
@@ -158,6 +162,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
 
     def observe(self, batch: dict[str, Any], memory: Memory | None = None) -> Memory:
         """Remember this step's observation without acting on it."""
+        self._check_pictures(batch)
         return remember(memory, batch, observed_keys(self.config), self.config.n_obs_steps)
 
     def act_on(self, memory: Memory, batch: dict[str, Any]) -> tuple[Tensor, Memory]:
@@ -295,6 +300,10 @@ class VitaVLAPolicy(PreTrainedPolicy):
         if self._teacher is None or self._teacher.device != device:
             object.__setattr__(self, "_teacher", require_teacher(self.config, device))
         return self._teacher.targets(batch, self.config.teacher_cameras, valid_BH)
+
+    def _check_pictures(self, batch: dict[str, Any]) -> None:
+        if self.checks_pictures:
+            check_picture_sizes(batch, self.config.image_features, self.config.recording)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.network.mapper.parameters()).device.type

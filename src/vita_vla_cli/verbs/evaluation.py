@@ -88,7 +88,7 @@ vita-vla eval work/first/align work/first/finetune --agreement work/first/teache
     finish_verb(
         p,
         _eval,
-        kept=lambda args: f"finished episodes in {_folder(args)}/eval; the same command continues",
+        kept=_kept,
         memory_hint="Smaller: --workers 1, --device cpu.",
         hub=True,
     )
@@ -113,13 +113,17 @@ def _eval(args: argparse.Namespace) -> int:
     labels = [label for label, _ in policies]
     if len(set(labels)) < len(labels):
         raise ValueError(f"two policies have the same label, {', '.join(labels)}: give them as LABEL=POLICY")
-    folder = _folder(args)
+    for flag in ("videos", "workers", "episode_length", "size"):
+        least = 0 if flag == "videos" else 1
+        if (value := getattr(args, flag)) is not None and value < least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
     if args.agreement is not None:
-        return _agreement(args, policies, folder)
+        return _agreement(args, policies, _folder(args))
 
     policies = [
         (label, policy if policy == EXPERT else _checkpoint(policy, args)) for label, policy in policies
     ]
+    folder = _folder(args)
     if not all((folder / "eval" / label / "result.json").is_file() for label in labels):
         simulators.start_importing(_suite(args, folder))
 
@@ -179,16 +183,28 @@ def _manifest(args: argparse.Namespace, policy: str, folder: Path):
         return load_manifest(stored)
     else:
         seen = {} if policy == EXPERT else recording_defaults(policy)
+        if not is_libero(spec):
+            seen.pop("protocol", None)  # of LIBERO's; what else differs is said before anything is played
         given = {"quality": args.quality, "observation_size": args.size, "protocol": args.protocol}
         if not is_libero(spec):
             given |= {"episode_length": FULL.episode_length, "seed": FULL.eval_seed}
-        given |= {"episode_length": args.episode_length or given.get("episode_length")}
-        given |= {"seed": given.get("seed") if args.seed is None else args.seed}
+        given |= {
+            name: getattr(args, name)
+            for name in ("episode_length", "seed")
+            if getattr(args, name) is not None
+        }
         look = seen | {name: value for name, value in given.items() if value is not None}
         manifest = make_manifest(spec, args.episodes, **look)
     folder.mkdir(parents=True, exist_ok=True)
+    if not _has_episodes(folder):
+        stored.unlink(missing_ok=True)  # of a command that was refused: nothing was played under it
     manifest.save(stored)
     return manifest
+
+
+def _has_episodes(folder: Path) -> bool:
+    files = (file for part in ("eval", "ablation/eval") for file in folder.glob(f"{part}/*/episodes.jsonl"))
+    return any(file.stat().st_size for file in files)
 
 
 def _execution(manifest, policy: str) -> dict[str, Any]:
@@ -204,6 +220,8 @@ def _execution(manifest, policy: str) -> dict[str, Any]:
 def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder: Path) -> int:
     if args.demos is None:
         raise ValueError("--agreement needs --demos ROOT: predictions are compared on recorded observations")
+    training_line.dataset_folder(args.demos)
+
     from lerobot_policy_vita_vla.evaluation.agreement import agreement
     from lerobot_policy_vita_vla.evaluation.results import write_json
 
@@ -233,6 +251,10 @@ def _labelled(text: str) -> tuple[str, str]:
     if separator:
         return label, policy
     return _run_folder(Path(text)).name or text, text
+
+
+def _kept(args: argparse.Namespace) -> str:
+    return f"finished episodes in {_folder(args)}/eval; the same command continues"
 
 
 def _folder(args: argparse.Namespace) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
 from lerobot_policy_vita_vla.contracts import check_loss
+from lerobot_policy_vita_vla.conventions import check_picture_sizes
 from lerobot_policy_vita_vla.ema import PREFIX as EMA_PREFIX
 from lerobot_policy_vita_vla.ema import ParameterEMA, fold_average
 from lerobot_policy_vita_vla.teacher.seer.batches import (
@@ -47,6 +48,8 @@ class SeerPolicy(PreTrainedPolicy):
 
     config_class = SeerConfig
     name = "seer"
+    checks_pictures = True
+    """Refuse to act on pictures of another size than the demonstrations'."""
     # LeRobot's FSDP2 wraps the modules of these classes.
     _fsdp_wrap_modules = ("TrunkBlock",)
 
@@ -154,6 +157,8 @@ class SeerPolicy(PreTrainedPolicy):
 
     def _observe(self, batch: dict[str, Any]) -> dict[str, Any]:
         require(batch, (*self.config.cameras, STATE))
+        if self.checks_pictures:
+            check_picture_sizes(batch, self.config.image_features, self.config.recording)
         return self._history.push(batch)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
