@@ -213,3 +213,20 @@ def test_a_policy_with_a_history_sees_every_tick(tmp_path):
     with running(Responder(served)) as server, PolicyClient(server.url) as client:
         counts = run(client, robot.look, robot.act, task="open", duration_s=1, control_hz=10)
     assert robot.looks == counts["ticks"]
+
+
+def test_a_robot_that_means_something_else_is_refused(served):
+    from dataclasses import fields
+
+    from lerobot_policy_vita_vla.conventions import Conventions
+    from vita_vla_client.client import CONVENTIONS
+
+    assert {f.name for f in fields(Conventions)} == CONVENTIONS
+    with running(Responder(served)) as server, PolicyClient(server.url) as client:
+        assert client.require(control_hz=20) == ["control_hz"], "nothing is known of this checkpoint"
+        client.metadata["conventions"] = Conventions((32, 32), 20.0, action_mode="absolute").to_dict()
+        assert client.require(control_hz=20, action_mode="absolute", image_size=(32, 32)) == []
+        with pytest.raises(ValueError, match="(?s)gripper_open: trained with -1.0, this robot has 1.*act()"):
+            client.require(gripper_open=1, control_hz=20)
+        with pytest.raises(ValueError, match=r"no conventions \['hertz'\]"):
+            client.require(hertz=20)

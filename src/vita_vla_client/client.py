@@ -19,6 +19,28 @@ from vita_vla_client.wire import Jpeg, WireError, pack, unpack
 MAX_REPLY = 64 * 2**20
 """Bytes of the longest reply that is read."""
 
+CONVENTIONS = frozenset(
+    {
+        "image_size",
+        "control_hz",
+        "image_orientation",
+        "settle_steps",
+        "action_mode",
+        "action_dim",
+        "position_unit",
+        "state_position",
+        "gripper_dim",
+        "gripper_open",
+        "gripper_closed",
+        "action_rotation",
+        "action_rotation_at",
+        "rotation_unit",
+        "state_rotation",
+        "state_rotation_at",
+    }
+)
+"""Names that a checkpoint's conventions have (`conventions.py:Conventions`)."""
+
 
 class ConnectionLostError(ConnectionError):
     """The server cannot be reached, or has gone."""
@@ -136,6 +158,40 @@ class PolicyClient:
         if deadline_ms is not None:
             request["deadline_ms"] = float(deadline_ms)
         return self._ask({**{key: self._picture(value) for key, value in observation.items()}, **request})
+
+    def require(self, **robot: Any) -> list[str]:
+        """Compare what a robot means by its numbers with what the policy was trained on.
+
+        Args:
+            **robot: Any of the checkpoint's conventions (docs/conventions.md), as this robot has them:
+                ``control_hz=30, action_mode="absolute", gripper_open=0, gripper_closed=100``.
+
+        Returns:
+            Names of which the checkpoint says nothing, which are not compared.
+
+        Raises:
+            ValueError: They differ in something, or there is no such convention.
+        """
+        known = dict(self.metadata.get("conventions") or {})
+        if (rate := self.metadata.get("control_hz")) is not None:
+            known.setdefault("control_hz", rate)
+        if (mode := self.metadata.get("action_mode")) is not None:
+            known.setdefault("action_mode", mode)
+        if wrong := sorted(set(robot) - CONVENTIONS):
+            raise ValueError(f"there are no conventions {wrong}; there are {sorted(CONVENTIONS)}")
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in robot.items()}
+        different = [
+            f"{name}: trained with {known[name]!r}, this robot has {value!r}"
+            for name, value in listed.items()
+            if name in known and known[name] != value
+        ]
+        if different:
+            raise ValueError(
+                "the policy was trained on something else than this robot; it would move wrongly:\n  "
+                + "\n  ".join(different)
+                + "\nConvert in look() and act(), or train on this robot's own data"
+            )
+        return [name for name in listed if name not in known]
 
     def reset(self) -> None:
         """Tell the policy to forget the episode's observations."""
