@@ -13,7 +13,8 @@
 # MISSES=0 or ASIDES=0 bash runs/libero_scripted.sh: with demonstrations without that mistake.
 # UPDATES=1 bash runs/libero_scripted.sh: no suite gets more updates than another.
 # Expected: results/libero/<suite>/ (MISSES=0: <suite>_no_misses, ASIDES=0: <suite>_no_asides, UPDATES=1:
-# <suite>_updates_1) and the keys c.libero_* of results/summary.json.
+# <suite>_updates_1, STARTS=5: <suite>_starts_5) and the keys c.libero_* of results/summary.json. Goal and LIBERO-10 were
+# never trained: SUITES="libero_goal libero_10" does it. Students' layers are compiled, which needs a C++ compiler.
 # Continues where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,15 +27,24 @@ ASIDES=${ASIDES:-0.35}     # share of them in which a bowl is first set down bes
 STARTS=${STARTS:-20}       # evaluation episodes per task
 SIZE=${SIZE:-96}           # pixels
 WORK=${WORK:-work}
+WORKERS=${WORKERS:-2}      # recording processes
 UPDATES=${UPDATES:-}       # how often the numbers of updates below; by default 2 where bowls are set aside, else 1
 TEACHER_STEPS=${TEACHER_STEPS:-6000}
 ALIGN_STEPS=${ALIGN_STEPS:-1500}
 FINETUNE_STEPS=${FINETUNE_STEPS:-3500}
 PUBLISH=${PUBLISH:-yes}
 
+# Results stand beside a command that makes them: with other numbers than these a run publishes nothing.
+if [ "$EPISODES $SIZE $TEACHER_STEPS $ALIGN_STEPS $FINETUNE_STEPS" != "30 96 6000 1500 3500" ] && [ "$PUBLISH" = yes ]; then
+  echo "other numbers than the published ones: results stay in $WORK" >&2
+  PUBLISH=no
+fi
+
 command="bash runs/libero_scripted.sh" ending=
 if [ "$STARTS" != 20 ]; then command="STARTS=$STARTS $command"; fi
-if [ "$ASIDES" = 0 ]; then command="ASIDES=0 $command" ending=_no_asides; fi
+# The published run without misses has five starts per task.
+if [ "$STARTS" != 20 ] && [ "$MISSES" != 0 ]; then ending=_starts_$STARTS; fi
+if [ "$ASIDES" = 0 ]; then command="ASIDES=0 $command" ending=${ending}_no_asides; fi
 if [ "$MISSES" = 0 ]; then command="MISSES=0 $command" ending=${ending}_no_misses; fi
 if [ -n "$UPDATES" ]; then command="UPDATES=$UPDATES $command" ending=${ending}_updates_$UPDATES; fi
 
@@ -46,7 +56,7 @@ for suite in $SUITES; do
   if [ -z "$UPDATES" ] && [ "$suite" = libero_spatial ] && [ "$ASIDES" != 0 ]; then times=2; fi
   stage() { [ -e "$run/$1/checkpoints/last" ] || $VITA "${@:2}" --demos "$demos" --out "$run/$1"; }
   $VITA demos record --suite "$suite" --episodes "$EPISODES" --size "$SIZE" --misses "$MISSES" \
-    --asides "$ASIDES" --root "$run/demos" --workers 2
+    --asides "$ASIDES" --root "$run/demos" --workers "$WORKERS"
   stage teacher teacher --steps $((times * TEACHER_STEPS))
   # Students see every frame several times: what teacher and image encoder make of it is computed once.
   [ -d "$run/taught" ] || $VITA teacher features --demos "$demos" --teacher "$run/teacher" --out "$run/taught"
@@ -64,3 +74,4 @@ for suite in $SUITES; do
       "c.${name}_expert=expert" "c.${name}_two_stage_minus_only_ft=finetune-only_finetune"
   fi
 done
+[ "$PUBLISH" != yes ] || $PYTHON scripts/readme_tables.py

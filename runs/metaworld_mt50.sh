@@ -8,18 +8,20 @@
 # hours by the sum of its steps (not timed as a whole).
 # Episodes end at Meta-World's own limit of 500 steps. Continues where it was stopped.
 # Both losses have the threshold of 1 of the smooth-L1 in the paper's code.
-# Expected: results/mt50/ and the keys c.mt50_* of results/summary.json. SIZE=gpu was not run yet.
+# Expected: results/mt50/ and the keys c.mt50_* of results/summary.json, whose rows in the README say how many tasks
+# they are of. SIZE=gpu was not run yet: it takes the place of the subset's, whose text in docs/benchmarks.md must then
+# be written anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VITA=.venv/bin/vita-vla
 SIZE=${SIZE:-$(.venv/bin/python -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")')}
 RUN=${RUN:-work/mt50_$SIZE}
 if [ "$SIZE" = gpu ]; then
-  TASKS=mt50 DEMOS=100 PIXELS=128 EPISODES=20 TEACHER=40000 BASELINE=40000 ALIGN=6000 FINETUNE=10000 WORKERS=$(nproc)
+  TASKS=mt50 DEMOS=100 PIXELS=128 EPISODES=20 TEACHER=40000 BASELINE=40000 BLINDEST=40000 ALIGN=6000 FINETUNE=10000 WORKERS=$(nproc)
 else
   TASKS=button-press-topdown,coffee-button,door-open,faucet-close,handle-pull-side,plate-slide-back-side,reach
   TASKS+=,basketball,coffee-push,soccer,assembly,push-back,disassemble,stick-push
-  DEMOS=100 PIXELS=96 EPISODES=10 TEACHER=12000 BASELINE=8000 ALIGN=3000 FINETUNE=6000 WORKERS=2
+  DEMOS=100 PIXELS=96 EPISODES=10 TEACHER=12000 BASELINE=8000 BLINDEST=4000 ALIGN=3000 FINETUNE=6000 WORKERS=2
 fi
 train() {  # LABEL VERB FLAG...
   local label=$1
@@ -38,11 +40,11 @@ side_by_side() {  # two trainings at once, one thread each, where there is no GP
 a_teacher() { train "$1" teacher --demos "$RUN/demos" --steps "$2" "${@:3}"; }
 teacher() { a_teacher teacher $TEACHER; }
 # On CPUs the teachers that lack an input have fewer updates than the teacher, to save time, and state_only half of
-# theirs: a longer run may raise their rates.
+# theirs: a longer run may raise their rates. On a GPU all have the teacher's.
 no_instruction() { a_teacher no_instruction $BASELINE --policy.use_instruction=false; }
 blind() { a_teacher blind_teacher $BASELINE --policy.use_images=false; }
 state_only() {
-  a_teacher state_only $((BASELINE / 2)) --policy.use_images=false --policy.use_instruction=false
+  a_teacher state_only "$BLINDEST" --policy.use_images=false --policy.use_instruction=false
 }
 # Students see every frame more than once: what teacher and image encoder make of it is computed once.
 features() {

@@ -312,3 +312,17 @@ def test_policies_refuse_pictures_of_another_size_than_the_demonstrations():
         policy.select_action(seen)
     PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")
     assert policy.predict_action_chunk(seen).shape == (1, 3, 4), "an evaluation compares by itself"
+
+
+def test_a_protocol_executes_no_more_actions_than_the_policy_predicts(seer, capsys):
+    from types import SimpleNamespace
+
+    from vita_vla_cli.verbs.evaluation import _execution
+
+    run, policy = seer
+    assert policy.config.chunk_size == 3
+    wanted = _execution(SimpleNamespace(protocol="openvla"), str(run))
+    assert wanted == {"n_action_steps": 3, "temporal_ensemble_coeff": None}
+    assert "executes 8 actions per prediction" in capsys.readouterr().out
+    assert _execution(SimpleNamespace(protocol="seer"), str(run))["n_action_steps"] == 1
+    assert _execution(SimpleNamespace(protocol=None), str(run)) == {}

@@ -3,6 +3,9 @@
 Needs the extra `libero` and the assets (docs/libero.md); without them it is skipped and says so.
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -133,3 +136,31 @@ def test_missing_assets_are_named_when_a_scene_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "_assets_path_cache", str(partial))
     with pytest.raises(ValueError, match="hf download lerobot/libero-assets"):
         LiberoScene(TASK).reset(seed=0)
+
+
+ALONE = """
+import sys
+import numpy as np
+from lerobot_policy_vita_vla.demos.libero import LiberoScene
+
+scene = LiberoScene(sys.argv[1], quality="light", observation_size=96)
+scene.reset(seed=3)
+seen, *_ = scene.step(np.zeros(7))
+np.savez(sys.argv[2], **{key: seen[key] for key in ("pixels.image", "pixels.image2")})
+"""
+
+
+def test_two_tasks_in_one_process_draw_what_each_draws_alone(light, tmp_path):
+    other = LiberoScene("libero_spatial_4", quality="light", observation_size=96)
+    try:
+        light.rendering = True
+        for scene in (light, other, light):
+            scene.reset(seed=3)
+        together = {TASK: light.step(np.zeros(7))[0], "libero_spatial_4": other.step(np.zeros(7))[0]}
+    finally:
+        other.close()
+    for task, seen in together.items():
+        file = tmp_path / f"{task}.npz"
+        subprocess.run([sys.executable, "-c", ALONE, task, file], check=True, capture_output=True)
+        for key, picture in np.load(file).items():
+            np.testing.assert_array_equal(seen[key], picture, err_msg=f"{task} {key}")

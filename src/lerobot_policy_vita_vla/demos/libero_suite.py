@@ -34,7 +34,7 @@ INIT_STATES = 50
 SAMPLED_FROM = 1000
 """Seeds from here on mean a start drawn by the task's own samplers, which demonstrations use."""
 
-INSTALL = "uv pip install 'lerobot_policy_vita_vla[libero]'"
+INSTALL = "uv pip install -c requirements.lock -e '.[libero]', in the checkout"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,19 @@ def _execution(manifest, policy: str) -> dict[str, Any]:
     from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
 
     rules = find_protocol(manifest.protocol)
-    return {"n_action_steps": rules.n_action_steps, "temporal_ensemble_coeff": rules.ensemble_coeff}
+    executed, predicted = rules.n_action_steps, _chunk_size(policy)
+    if executed is not None and predicted is not None and predicted < executed:
+        print(
+            f"protocol {rules.name} executes {executed} actions per prediction; {policy} predicts {predicted}"
+        )
+        executed = predicted
+    return {"n_action_steps": executed, "temporal_ensemble_coeff": rules.ensemble_coeff}
+
+
+def _chunk_size(policy: str) -> int | None:
+    from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder
+
+    return json.loads((checkpoint_folder(policy) / "config.json").read_text()).get("chunk_size")
 
 
 def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder: Path) -> int:
