@@ -27,6 +27,7 @@ from lerobot_policy_vita_vla.demos.libero_suite import (
     locate,
     resolve_libero_tasks,
 )
+from lerobot_policy_vita_vla.demos.suite import check_size
 
 ensure_gl()
 ASSETS = prepare()
@@ -83,9 +84,7 @@ class LiberoScene(LiberoEnv):
         self.protocol: Protocol = find_protocol(protocol)
         self.quality = check_libero_quality(quality)
         self.suite, number = locate(tasks[0])
-        size = observation_size or self.protocol.image_size
-        if not 16 <= size <= 480:
-            raise ValueError(f"observation_size must lie in 16..480 pixels, got {size}")
+        size = check_size(self.protocol.image_size if observation_size is None else observation_size)
         with contextlib.redirect_stdout(io.StringIO()):  # the order of tasks, each time
             suite = benchmark.get_benchmark_dict()[self.suite]()
         try:
