@@ -83,6 +83,27 @@ def test_a_named_folder_is_not_replaced_by_another(libero_package, monkeypatch):
         install.find_assets()
 
 
+def test_the_command_mends_the_folder_that_was_chosen(libero_package, assets, monkeypatch):
+    def told():
+        with pytest.raises(ValueError, match="hf download") as error:
+            install.find_assets()
+        return str(error.value)
+
+    (assets / "scenes").rmdir()
+    assert f"--local-dir {assets}   or" in told() and f"unset {install.ASSETS_VARIABLE}" in told()
+    monkeypatch.setenv(install.ASSETS_VARIABLE, "/no where")
+    assert "--local-dir '/no where'   or" in told()
+    # An incomplete folder in the package hides no complete one, and what is downloaded is found.
+    monkeypatch.delenv(install.ASSETS_VARIABLE)
+    (libero_package / "assets" / "scenes").mkdir(parents=True)
+    assert f"--local-dir {libero_package / 'assets'}" in told()
+    (install.download_folder() / "scenes").mkdir(parents=True)
+    assert told().endswith(f"--local-dir {install.download_folder()}")
+    for part in install.PARTS:
+        (install.download_folder() / part).mkdir(parents=True, exist_ok=True)
+    assert install.find_assets() == install.download_folder()
+
+
 def test_partial_assets_name_the_files(libero_package, assets):
     (assets / "scenes").rmdir()
     with pytest.raises(ValueError, match="missing: scenes/"):

@@ -1,15 +1,16 @@
 """Making LIBERO importable without questions, and finding its assets.
 
 Importing `libero` asks on the terminal where to put data sets unless its config.yaml exists, so that is
-written first. Assets (meshes and textures) are looked for, in this order, in ``VITA_VLA_LIBERO_ASSETS``, in
-the installed package, and in the folder where LeRobot's LIBERO downloads them. Nothing is downloaded here:
-the command that does is part of the message.
+written first. Assets (meshes and textures) are looked for in ``VITA_VLA_LIBERO_ASSETS``; where that is not
+set, in the installed package and in the folder where LeRobot's LIBERO downloads them: the first that is
+complete. Nothing is downloaded here: the command that does is part of the message.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +33,9 @@ def download_folder() -> Path:
     return Path.home() / ".cache" / "libero" / "assets"
 
 
-def download_command() -> str:
-    """What fetches the assets from the hub."""
-    return f"hf download lerobot/libero-assets --repo-type dataset --local-dir {download_folder()}"
+def download_command(folder: Path) -> str:
+    """What fetches the assets from the hub into a folder."""
+    return f"hf download lerobot/libero-assets --repo-type dataset --local-dir {shlex.quote(str(folder))}"
 
 
 def cache_folder() -> Path:
@@ -78,16 +79,22 @@ def find_assets() -> Path:
     """
     named = os.environ.get(ASSETS_VARIABLE)
     places = [Path(named)] if named else [package_folder() / "assets", download_folder()]
-    folder = next((place for place in places if place.is_dir()), None)
-    if folder is None:
-        looked = ", ".join(str(place) for place in places)
+    for folder in places:
+        if folder.is_dir() and not _missing_parts(folder):
+            return folder
+    for folder in reversed(places):  # once it is complete, the last one is found whatever the first one holds
+        if folder.is_dir():
+            raise ValueError(_incomplete(folder, _missing_parts(folder)))
+    if named:
         raise ValueError(
-            f"LIBERO's assets are not there (looked in {looked}). Download them once: "
-            f"{download_command()}   or name a folder: export {ASSETS_VARIABLE}=/path/to/assets"
+            f"LIBERO's assets are not there: {ASSETS_VARIABLE}={named} is no folder. Download them there: "
+            f"{download_command(places[-1])}{_or_unset(places[-1])}"
         )
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
-        raise ValueError(_incomplete(folder, [f"{part}/" for part in missing]))
-    return folder
+    looked = ", ".join(str(place) for place in places)
+    raise ValueError(
+        f"LIBERO's assets are not there (looked in {looked}). Download them once: "
+        f"{download_command(places[-1])}   or name a folder: export {ASSETS_VARIABLE}=/path/to/assets"
+    )
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -127,8 +134,21 @@ def _incomplete(folder: Path, missing: list[str]) -> str:
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
     return (
         f"LIBERO's assets in {folder} are incomplete; missing: {named}{more}. "
-        f"Download them again, which takes only what is missing: {download_command()}"
+        f"Download them again, which takes only what is missing: {download_command(folder)}"
+        f"{_or_unset(folder)}"
     )
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    return [f"{part}/" for part in PARTS if not (folder / part).is_dir()]
+
+
+def _or_unset(folder: Path) -> str:
+    # Whoever cannot write there, or named it by mistake.
+    named = os.environ.get(ASSETS_VARIABLE)
+    if not named or Path(named) != folder:
+        return ""
+    return f"   or name no folder: unset {ASSETS_VARIABLE}   (then {download_folder()} is looked at)"
 
 
 def _references(xml: str) -> Iterator[str]:
