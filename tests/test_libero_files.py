@@ -1,5 +1,8 @@
 """LIBERO without LIBERO: names, protocols, the question on the terminal, missing assets. No simulator."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,26 @@ def test_a_named_folder_is_not_replaced_by_another(libero_package, monkeypatch):
     monkeypatch.setenv(install.ASSETS_VARIABLE, "/nowhere")
     with pytest.raises(ValueError, match="/nowhere"):
         install.find_assets()
+
+
+def test_the_fork_server_passes_over_a_simulator_that_is_not_ready(tmp_path):
+    """It would print the traceback of an error that the command explains itself."""
+    script = (
+        "import multiprocessing, os\n"
+        "from vita_vla_cli.simulators import start_importing\n"
+        "if __name__ == '__main__':\n"
+        "    start_importing('libero')\n"
+        "    child = multiprocessing.get_context('forkserver').Process(target=os.getpid)\n"
+        "    child.start(); child.join(); raise SystemExit(child.exitcode)\n"
+    )
+    (tmp_path / "start.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "start.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, install.ASSETS_VARIABLE: "/nowhere"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_mends_the_folder_that_was_chosen(libero_package, assets, monkeypatch):

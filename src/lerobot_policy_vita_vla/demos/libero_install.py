@@ -8,12 +8,14 @@ complete. Nothing is downloaded here: the command that does is part of the messa
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from lerobot_policy_vita_vla.demos.gl import NotReadyError
 from lerobot_policy_vita_vla.demos.libero_suite import package_folder
 
 ASSETS_VARIABLE = "VITA_VLA_LIBERO_ASSETS"
@@ -50,8 +52,8 @@ def check_ready() -> Path:
         The folder of the assets.
 
     Raises:
-        ValueError: If LIBERO is not installed, its configuration points nowhere, or assets are missing; says
-            which, and the command.
+        NotReadyError: If LIBERO is not installed, its configuration points nowhere, or assets are missing;
+            says which, and the command.
     """
     package, assets = package_folder(), find_assets()
     _write_config(package)
@@ -64,6 +66,7 @@ def prepare() -> Path:
     if not os.access(package.parent, os.W_OK):
         # robosuite's numba functions would fail to cache beside their source.
         os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / "numba"))
+    logging.getLogger("robosuite_logs").addFilter(_is_no_advice)
     import libero.libero
 
     # The variable in which hf-libero remembers its answer; without it, it would download on its own.
@@ -75,7 +78,7 @@ def find_assets() -> Path:
     """The assets' folder.
 
     Raises:
-        ValueError: If there is none, or parts of it are missing.
+        NotReadyError: If there is none, or parts of it are missing.
     """
     named = os.environ.get(ASSETS_VARIABLE)
     places = [Path(named)] if named else [package_folder() / "assets", download_folder()]
@@ -84,14 +87,14 @@ def find_assets() -> Path:
             return folder
     for folder in reversed(places):  # once it is complete, the last one is found whatever the first one holds
         if folder.is_dir():
-            raise ValueError(_incomplete(folder, _missing_parts(folder)))
+            raise NotReadyError(_incomplete(folder, _missing_parts(folder)))
     if named:
-        raise ValueError(
+        raise NotReadyError(
             f"LIBERO's assets are not there: {ASSETS_VARIABLE}={named} is no folder. Download them there: "
             f"{download_command(places[-1])}{_or_unset(places[-1])}"
         )
     looked = ", ".join(str(place) for place in places)
-    raise ValueError(
+    raise NotReadyError(
         f"LIBERO's assets are not there (looked in {looked}). Download them once: "
         f"{download_command(places[-1])}   or name a folder: export {ASSETS_VARIABLE}=/path/to/assets"
     )
@@ -157,6 +160,11 @@ def _references(xml: str) -> Iterator[str]:
         yield from re.findall(r'\bfile="([^"]+)"', tag)
 
 
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    # Three lines per process that a file is missing which nobody needs; robosuite's other warnings stay.
+    return "macro" not in record.getMessage()
+
+
 def _write_config(package: Path) -> None:
     import yaml
 
@@ -165,7 +173,7 @@ def _write_config(package: Path) -> None:
         paths = yaml.safe_load(file.read_text()) or {}
         needed = ("bddl_files", "init_states")
         if wrong := [key for key in needed if not paths.get(key) or not Path(paths[key]).is_dir()]:
-            raise ValueError(
+            raise NotReadyError(
                 f"{file} says where LIBERO's files are, but its {' and '.join(wrong)} do not exist: it is of "
                 f"another installation. Delete it: rm {file}"
             )

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lerobot_policy_vita_vla.conventions import Conventions
+from lerobot_policy_vita_vla.demos.gl import NotReadyError
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 CONTROL_HZ = 20
@@ -184,13 +185,15 @@ def package_folder() -> Path:
     """Where `hf-libero` is installed, found without importing it.
 
     Raises:
-        ValueError: If it is not; says how to install it.
+        NotReadyError: If it is not; says how to install it.
     """
     spec = find_spec("libero")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / "libero").is_dir():
             return path
-    raise ValueError(f"LIBERO is not installed (package hf-libero). Linux only: {INSTALL}   (docs/libero.md)")
+    raise NotReadyError(
+        f"LIBERO is not installed (package hf-libero). Linux only: {INSTALL}   (docs/libero.md)"
+    )
 
 
 @cache
