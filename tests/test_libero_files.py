@@ -10,7 +10,7 @@ import pytest
 from lerobot_policy_vita_vla.conversion import orient, orientation_between
 from lerobot_policy_vita_vla.demos import libero_install as install
 from lerobot_policy_vita_vla.demos import libero_suite as suite
-from libero_helpers import OBJECT
+from libero_helpers import LONG, OBJECT
 
 
 @pytest.fixture
@@ -45,6 +45,35 @@ def test_names_of_tasks(libero_package):
 def test_names_that_do_not_exist(libero_package, word, said):
     with pytest.raises(ValueError, match=said):
         suite.resolve_libero_tasks(word)
+
+
+@pytest.mark.parametrize(
+    ("given", "task"),
+    [
+        ("object", "libero_object_0"),
+        ("LIBERO_OBJECT", "libero_object_0"),
+        ("90", "libero_90_0"),
+        ("Goal_3", "libero_goal_3"),
+        (OBJECT, "libero_object_3"),
+        (LONG.lower(), "libero_10_9"),
+    ],
+)
+def test_the_option_suite_takes_liberos_names_in_any_form(libero_package, given, task):
+    assert suite.suite_option(f" {given},").split(",")[0] == task
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("door-open", r"for LIBERO, which has no 'door-open'\. .*--tasks"),
+        ("objekt", "did you mean object,"),
+        ("object_10", "tasks 0 to 9"),
+        ("", "name at least one"),
+    ],
+)
+def test_the_option_suite_takes_nothing_else(libero_package, given, said):
+    with pytest.raises(ValueError, match=said):
+        suite.suite_option(given)
 
 
 def test_without_the_package_the_message_is_the_command(monkeypatch):

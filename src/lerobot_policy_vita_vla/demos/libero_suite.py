@@ -261,6 +261,31 @@ def resolve_libero_tasks(spec: str) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
+def suite_option(spec: str) -> str:
+    """What a command's ``--suite`` means, as comma-separated task names.
+
+    Args:
+        spec: Comma-separated suites and tasks in any case, with or without ``libero_``.
+
+    Raises:
+        ValueError: For a name that is not LIBERO's, with the nearest that are; for an empty list.
+    """
+    known, found = {name.lower(): name for name in _words()}, []
+    for word in (part.strip().lower() for part in spec.split(",")):
+        if not word:
+            continue
+        name = word if word in known or is_libero(word) else f"libero_{word}"
+        if name not in known and name.rpartition("_")[0] not in SUITES:
+            shorter = [name.removeprefix("libero_") for name in known]
+            raise ValueError(
+                f"--suite is for LIBERO, which has no {word!r}"
+                f"{_near(word.removeprefix('libero_'), shorter) or '.'} Suites: {', '.join(SUITES)}, with or "
+                "without libero_. Meta-World's tasks: --tasks"
+            )
+        found.append(known.get(name, name))
+    return ",".join(resolve_libero_tasks(",".join(found)))
+
+
 @cache
 def _own_names() -> dict[str, str]:
     return {name: f"{suite}_{i}" for suite, names in task_names().items() for i, name in enumerate(names)}
