@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lerobot_policy_vita_vla.conversion import orient, orientation_between
 from lerobot_policy_vita_vla.demos import libero_install as install
+from lerobot_policy_vita_vla.demos import libero_states as states
 from lerobot_policy_vita_vla.demos import libero_suite as suite
 from libero_helpers import LONG, OBJECT
 
@@ -154,6 +157,42 @@ def test_the_command_mends_the_folder_that_was_chosen(libero_package, assets, mo
     for part in install.PARTS:
         (install.download_folder() / part).mkdir(parents=True, exist_ok=True)
     assert install.find_assets() == install.download_folder()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is not there"),
+        (b"", "is damaged"),
+        (b"hello\n", "is damaged"),
+        (np.zeros((2, 3)), None),
+        (np.full((2, 3), np.nan), "not finite, first in state 0"),
+        (np.zeros(3), r"shape \(3,\)"),
+        ({"states": 1}, "no array of numbers but dict"),
+        (np.zeros((2, 3), object), "not loaded"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_damaged_initial_states_name_the_file_and_the_command(libero_package, tmp_path, content, said):
+    def told(file):
+        with pytest.raises(ValueError, match=said) as error:
+            states.check_states(file)
+        return str(error.value)
+
+    file, elsewhere = libero_package / "init_files" / "x.pruned_init", tmp_path / "x.pruned_init"
+    for path in (file, elsewhere):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+    if said is None:
+        states.check_states(file)
+        cut = file.read_bytes()
+        file.write_bytes(cut[: len(cut) // 2])
+        said = "is damaged"
+    assert str(file) in told(file) and told(file).endswith(suite.REINSTALL)
+    if content is None:
+        assert told(elsewhere).endswith(f"rm {install.config_file()}")
 
 
 def test_partial_assets_name_the_files(libero_package, assets):

@@ -45,6 +45,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vita_vla" / "libero"
 
 
+def config_file() -> Path:
+    """LIBERO's config.yaml: where its parts are."""
+    return Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero") / "config.yaml"
+
+
 def check_ready() -> Path:
     """Make sure that ``import libero.libero`` will neither ask nor fail, without importing anything.
 
@@ -168,8 +173,7 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 def _write_config(package: Path) -> None:
     import yaml
 
-    folder = Path(os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".libero")
-    if (file := folder / "config.yaml").is_file():
+    if (file := config_file()).is_file():
         paths = yaml.safe_load(file.read_text()) or {}
         needed = ("bddl_files", "init_states")
         if wrong := [key for key in needed if not paths.get(key) or not Path(paths[key]).is_dir()]:

@@ -36,6 +36,7 @@ SAMPLED_FROM = 1000
 """Seeds from here on mean a start drawn by the task's own samplers, which demonstrations use."""
 
 INSTALL = "uv pip install 'lerobot_policy_vita_vla[libero]'"
+REINSTALL = "uv pip install --reinstall --no-deps hf-libero"
 
 
 @dataclass(frozen=True)
