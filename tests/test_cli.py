@@ -6,10 +6,13 @@ import errno
 import importlib
 import importlib.util
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,28 @@ def test_interruption_says_what_is_kept(monkeypatch, capsys, tmp_path):
     config.write_text("{}")
     assert cli.main(["teacher", "--demos", "x", "--out", str(run)]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_kill_says_what_is_kept_as_well(monkeypatch, capsys, tmp_path):
+    def killed(*args):
+        if (child := os.fork()) == 0:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(99)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM, "children are killed as ever"
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    line = ["teacher", "--demos", "x", "--out", str(tmp_path / "teacher")]
+    try:
+        monkeypatch.setattr("vita_vla_cli.verbs.training.run", killed)
+        assert cli.main(line) == 130
+        assert "interrupted\nkept: no checkpoint yet" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        monkeypatch.setattr("vita_vla_cli.verbs.training.run", lambda *args: 0)
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(cli.main, line).result() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_full_disk_names_the_disk_and_what_is_kept(tmp_path):

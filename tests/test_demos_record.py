@@ -11,7 +11,7 @@ from lerobot_policy_vita_vla.conventions import RecordingInfo, statistics_hash
 from lerobot_policy_vita_vla.demos.expert import Attempt, Disturbance, demonstrate
 from lerobot_policy_vita_vla.demos.metaworld import GRIPPER_CLOSED, GRIPPER_OPEN, SceneEnv
 from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings
-from lerobot_policy_vita_vla.demos.record import record
+from lerobot_policy_vita_vla.demos.record import _explain, _open_scratch, record
 from lerobot_policy_vita_vla.demos.suite import task_descriptions
 
 
@@ -86,6 +86,42 @@ def test_a_finished_recording_is_recognised_and_another_refused(tmp_path):
     foreign.mkdir()
     with pytest.raises(ValueError, match="not a recording of this package"):
         record(TASKS, 2, foreign, workers=1, **ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"observation_size": 5}, "observation_size must lie in 16..480 pixels, got 5: change --size"),
+        ({"observation_size": 0}, "16..480 pixels, got 0"),
+        ({"seed": -1}, "seed must lie in .* got -1: change --seed"),
+        ({"workers": 0}, "workers must be at least 1, got 0: change --workers"),
+    ],
+)
+def test_numbers_that_make_no_recording_are_refused_before_anything_is_written(tmp_path, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        record("reach", 1, tmp_path / "demos", **{**ARGUMENTS, "workers": 1, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_recording_that_never_began_bind_nobody(tmp_path):
+    scratch, asked = tmp_path / "demos.recording", recording_settings(["reach-v3"], 1, "light", 32, 0, None)
+    _open_scratch(scratch, {**asked, "observation_size": 5})
+    (scratch / "attempts" / "reach-v3").mkdir(parents=True)
+    (scratch / "attempts" / "reach-v3" / "00000.part").touch()
+    _open_scratch(scratch, asked)
+    (scratch / "attempts" / "reach-v3" / "00000.failed").touch()
+    with pytest.raises(ValueError, match="observation_size: there 32, asked for 48"):
+        _open_scratch(scratch, {**asked, "observation_size": 48})
+
+
+def test_what_workers_finished_after_the_interruption_is_counted(tmp_path, caplog):
+    settings = recording_settings(["reach-v3"], 3, "light", 16, 0, None)
+    plan = TaskPlan("reach-v3", settings, str(tmp_path / "attempts"))
+    for name in ("00000.npz", "00001.failed", "00002.part", "00003.npz"):
+        plan.attempt(0).path.with_name(name).parent.mkdir(parents=True, exist_ok=True)
+        plan.attempt(0).path.with_name(name).touch()
+    _explain(tmp_path, [plan], "interrupted")
+    assert f"interrupted. 2 of 3 episodes are in {tmp_path};" in caplog.text
 
 
 def test_a_full_disk_is_named_and_costs_nothing_that_was_finished(tmp_path, monkeypatch):

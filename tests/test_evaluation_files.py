@@ -60,6 +60,7 @@ def test_a_manifest_is_written_once(tmp_path):
         ({"tasks": "door-open", "seed": -1}, "seed"),
         ({"tasks": "door-open", "quality": "nice"}, "light"),
         ({"tasks": "door-open", "episode_length": 501}, "500"),
+        ({"tasks": "door-open", "observation_size": 0}, "16..480 pixels, got 0: change --size"),
     ],
 )
 def test_what_cannot_be_played_is_refused(arguments, message):

@@ -140,11 +140,15 @@ def test_the_death_of_a_worker_is_told_and_nothing_hangs(tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_an_error_in_a_worker_arrives_with_its_traceback(tmp_path):
-    too_large = make_manifest("door-open", 1, observation_size=1000)
-    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*observation_size must lie"):
-        evaluate(EXPERT, too_large, tmp_path, **SMALL, workers=1)
-    assert not list(tmp_path.glob("result.json"))
+def test_what_a_worker_refuses_is_said_as_it_is_and_a_bug_arrives_with_its_traceback(tmp_path):
+    manifest = make_manifest("door-open", 1, observation_size=32)
+    with pytest.raises(ValueError, match=r"^observation_size must lie in 16..480") as told:
+        evaluate(EXPERT, replace(manifest, observation_size=1000), tmp_path, **SMALL, workers=1)
+    assert "Traceback" in str(told.value.__cause__), "for --debug"
+    bug = replace(manifest, episodes=(replace(manifest.episodes[0], seed="seven"),))
+    with pytest.raises(RuntimeError, match=r"(?s)failed:\nTraceback.*gymnasium.error"):
+        evaluate(EXPERT, bug, tmp_path / "bug", **SMALL, workers=1)
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_the_scripted_expert_succeeds_and_is_filmed(tmp_path, caplog, monkeypatch):

@@ -8,6 +8,7 @@ from lerobot_policy_vita_vla.demos.check import check_dataset
 from lerobot_policy_vita_vla.demos.dataset import DatasetWriter, features
 from lerobot_policy_vita_vla.demos.expert import MISTAKES, Demonstration, Disturbance
 from lerobot_policy_vita_vla.demos.plan import recording_settings
+from lerobot_policy_vita_vla.demos.record import record
 from lerobot_policy_vita_vla.demos.scenes import LIBERO, METAWORLD
 
 SIZE, FRAMES = 32, 12
@@ -438,3 +439,19 @@ def test_mistakes_are_part_of_a_recordings_settings_and_libero_only(libero_packa
         noise(miss_chance=35)
     with pytest.raises(ValueError, match="beside their place lies in .0, 1., got -1"):
         noise(aside_chance=-1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": 60}, "asked for 60..60"),
+        ({"observation_size": 5}, "16..480 pixels"),
+        ({"workers": -1}, "-1"),
+    ],
+)
+def test_numbers_that_make_no_recording_are_refused_before_the_simulator_is_asked(
+    libero_package, tmp_path, wrong, said
+):
+    with pytest.raises(ValueError, match=said):
+        record("libero_object_3", 1, tmp_path / "demos", **wrong)
+    assert not list(tmp_path.glob("demos*"))

@@ -72,6 +72,7 @@ def test_older_manifests_keep_their_hash():
         ({"tasks": "door-open", "protocol": "seer"}, "no protocols"),
         ({"quality": "original"}, "light"),
         ({"episode_length": 3000}, "2000"),
+        ({"observation_size": 5}, "16..480 pixels, got 5: change --size"),
     ],
 )
 def test_lists_that_cannot_be_played(arguments, said):

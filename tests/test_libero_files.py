@@ -1,13 +1,19 @@
 """LIBERO without LIBERO: names, protocols, the question on the terminal, missing assets. No simulator."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lerobot_policy_vita_vla.conversion import orient, orientation_between
 from lerobot_policy_vita_vla.demos import libero_install as install
+from lerobot_policy_vita_vla.demos import libero_states as states
 from lerobot_policy_vita_vla.demos import libero_suite as suite
-from libero_helpers import OBJECT
+from libero_helpers import LONG, OBJECT
 
 
 @pytest.fixture
@@ -42,6 +48,35 @@ def test_names_of_tasks(libero_package):
 def test_names_that_do_not_exist(libero_package, word, said):
     with pytest.raises(ValueError, match=said):
         suite.resolve_libero_tasks(word)
+
+
+@pytest.mark.parametrize(
+    ("given", "task"),
+    [
+        ("object", "libero_object_0"),
+        ("LIBERO_OBJECT", "libero_object_0"),
+        ("90", "libero_90_0"),
+        ("Goal_3", "libero_goal_3"),
+        (OBJECT, "libero_object_3"),
+        (LONG.lower(), "libero_10_9"),
+    ],
+)
+def test_the_option_suite_takes_liberos_names_in_any_form(libero_package, given, task):
+    assert suite.suite_option(f" {given},").split(",")[0] == task
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("door-open", r"for LIBERO, which has no 'door-open'\. .*--tasks"),
+        ("objekt", "did you mean object,"),
+        ("object_10", "tasks 0 to 9"),
+        ("", "name at least one"),
+    ],
+)
+def test_the_option_suite_takes_nothing_else(libero_package, given, said):
+    with pytest.raises(ValueError, match=said):
+        suite.suite_option(given)
 
 
 def test_without_the_package_the_message_is_the_command(monkeypatch):
@@ -81,6 +116,83 @@ def test_a_named_folder_is_not_replaced_by_another(libero_package, monkeypatch):
     monkeypatch.setenv(install.ASSETS_VARIABLE, "/nowhere")
     with pytest.raises(ValueError, match="/nowhere"):
         install.find_assets()
+
+
+def test_the_fork_server_passes_over_a_simulator_that_is_not_ready(tmp_path):
+    """It would print the traceback of an error that the command explains itself."""
+    script = (
+        "import multiprocessing, os\n"
+        "from vita_vla_cli.simulators import start_importing\n"
+        "if __name__ == '__main__':\n"
+        "    start_importing('libero')\n"
+        "    child = multiprocessing.get_context('forkserver').Process(target=os.getpid)\n"
+        "    child.start(); child.join(); raise SystemExit(child.exitcode)\n"
+    )
+    (tmp_path / "start.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "start.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, install.ASSETS_VARIABLE: "/nowhere"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_command_mends_the_folder_that_was_chosen(libero_package, assets, monkeypatch):
+    def told():
+        with pytest.raises(ValueError, match="hf download") as error:
+            install.find_assets()
+        return str(error.value)
+
+    (assets / "scenes").rmdir()
+    assert f"--local-dir {assets}   or" in told() and f"unset {install.ASSETS_VARIABLE}" in told()
+    monkeypatch.setenv(install.ASSETS_VARIABLE, "/no where")
+    assert "--local-dir '/no where'   or" in told()
+    # An incomplete folder in the package hides no complete one, and what is downloaded is found.
+    monkeypatch.delenv(install.ASSETS_VARIABLE)
+    (libero_package / "assets" / "scenes").mkdir(parents=True)
+    assert f"--local-dir {libero_package / 'assets'}" in told()
+    (install.download_folder() / "scenes").mkdir(parents=True)
+    assert told().endswith(f"--local-dir {install.download_folder()}")
+    for part in install.PARTS:
+        (install.download_folder() / part).mkdir(parents=True, exist_ok=True)
+    assert install.find_assets() == install.download_folder()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is not there"),
+        (b"", "is damaged"),
+        (b"hello\n", "is damaged"),
+        (np.zeros((2, 3)), None),
+        (np.full((2, 3), np.nan), "not finite, first in state 0"),
+        (np.zeros(3), r"shape \(3,\)"),
+        ({"states": 1}, "no array of numbers but dict"),
+        (np.zeros((2, 3), object), "not loaded"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_damaged_initial_states_name_the_file_and_the_command(libero_package, tmp_path, content, said):
+    def told(file):
+        with pytest.raises(ValueError, match=said) as error:
+            states.check_states(file)
+        return str(error.value)
+
+    file, elsewhere = libero_package / "init_files" / "x.pruned_init", tmp_path / "x.pruned_init"
+    for path in (file, elsewhere):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+    if said is None:
+        states.check_states(file)
+        cut = file.read_bytes()
+        file.write_bytes(cut[: len(cut) // 2])
+        said = "is damaged"
+    assert str(file) in told(file) and told(file).endswith(suite.REINSTALL)
+    if content is None:
+        assert told(elsewhere).endswith(f"rm {install.config_file()}")
 
 
 def test_partial_assets_name_the_files(libero_package, assets):

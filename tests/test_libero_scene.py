@@ -5,15 +5,18 @@ Needs the extra `libero` and the assets (docs/libero.md); without them it is ski
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from lerobot_policy_vita_vla.demos import libero_install
+from lerobot_policy_vita_vla.demos import libero_install, libero_states
 from libero_helpers import require_libero
 
 require_libero(module=True)
 
+from lerobot_policy_vita_vla.demos import libero  # noqa: E402
 from lerobot_policy_vita_vla.demos.libero import LiberoScene  # noqa: E402
 
 TASK = "libero_object_0"
@@ -25,6 +28,16 @@ def light():
     scene = LiberoScene(TASK, quality="light", observation_size=96)
     yield scene
     scene.close()
+
+
+class Code:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
 
 
 def run(scene, seed=3):
@@ -43,7 +56,6 @@ def test_an_episode_does_not_depend_on_earlier_ones_or_on_rendering(light):
 
 
 def test_state_physics_and_pictures_are_lerobots_own(light):
-    import torch
     from lerobot.envs.libero import LiberoEnv
     from lerobot.processor.env_processor import LiberoProcessorStep
     from libero.libero import benchmark
@@ -111,8 +123,21 @@ def test_seeds_that_mean_nothing(light, seed):
 def test_initial_states_of_another_version():
     scene = LiberoScene(TASK)
     scene._init_states = scene._init_states[:, :-3]
-    with pytest.raises(ValueError, match="another version of LIBERO"):
+    with pytest.raises(
+        ValueError, match=r"\.pruned_init has states of 107 numbers.*another version.*reinstall"
+    ):
         scene.reset(seed=0)
+
+
+def test_every_official_file_of_initial_states_passes_and_code_in_one_is_not_run(tmp_path, monkeypatch):
+    for file in (libero_install.package_folder() / "init_files").rglob("*.pruned_init"):
+        libero_states.check_states(file)
+    ran = tmp_path / "ran"
+    torch.save(Code(ran), tmp_path / "states")
+    monkeypatch.setattr(libero, "states_file", lambda task: tmp_path / "states")
+    with pytest.raises(ValueError, match="states names .*: it could run code, so it was not loaded"):
+        LiberoScene(TASK)
+    assert not ran.exists()
 
 
 def test_an_error_while_resetting_is_not_swallowed(light, monkeypatch):
@@ -126,8 +151,6 @@ def test_an_error_while_resetting_is_not_swallowed(light, monkeypatch):
 
 def test_missing_assets_are_named_when_a_scene_is_built(tmp_path, monkeypatch):
     import libero.libero as package
-
-    from lerobot_policy_vita_vla.demos import libero
 
     partial = tmp_path / "assets"
     for part in libero_install.PARTS:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from vita_vla_cli import environment, errors
@@ -79,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's.
 
     Returns:
-        Exit code: 0 done, 1 the verb found a problem, 2 wrong use or input, 130 interrupted.
+        Exit code: 0 done, 1 the verb found a problem, 2 wrong use or input, 130 interrupted or killed
+        (SIGTERM).
     """
     parser = build_parser()
     args, extra = parser.parse_known_args(argv)
@@ -96,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Lines of the verb and of what it starts appear in order, also in a log file.
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        return args.run(args) or 0
+        with _killed_as_interrupted():
+            return args.run(args) or 0
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has gone; the interpreter would complain at exit
         return 1
@@ -114,6 +120,28 @@ def _kept(args: argparse.Namespace) -> str:
         return args.kept(args)
     except ValueError:
         return ""  # the arguments that would say where are the ones that are wrong
+
+
+@contextlib.contextmanager
+def _killed_as_interrupted() -> Iterator[None]:
+    """Let a kill end a verb the way Ctrl-C does: what is kept is said, and its processes are ended."""
+    ours = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def interrupt(number, frame):
+        if os.getpid() != process:  # a child that was forked: a kill ends it as any other
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _version() -> str:

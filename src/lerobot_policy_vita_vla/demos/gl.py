@@ -29,6 +29,14 @@ context.free()
 """
 
 
+class NotReadyError(ValueError, ImportError):
+    """This machine lacks what a simulator needs, so its module cannot be imported; says what to do.
+
+    An ImportError as well, because modules raise it while they are imported: `multiprocessing`'s fork server
+    passes over these when it imports ahead, and whoever needs the simulator then says so, once.
+    """
+
+
 def ensure_gl() -> str:
     """Set ``MUJOCO_GL`` if it is unset and return it; say in one line on stderr what was chosen and why.
 
@@ -36,7 +44,7 @@ def ensure_gl() -> str:
     systems have one back end and are left alone. Child processes inherit the choice.
 
     Raises:
-        ValueError: If no back end can draw (names the packages to install), if ``MUJOCO_GL`` asks for one
+        NotReadyError: If no back end can draw (names the packages to install), if ``MUJOCO_GL`` asks for one
             whose library is not there, or if MuJoCo has already chosen one that needs a display that is not
             there.
     """
@@ -49,7 +57,7 @@ def ensure_gl() -> str:
         # PyOpenGL's own message about a missing library is an AttributeError of None.
         library, package = LIBRARIES.get(asked.lower(), (None, None))
         if library and not _has_library(library):
-            raise ValueError(
+            raise NotReadyError(
                 f"MUJOCO_GL={asked}, but {library} is not installed: `apt-get install {package}`, or "
                 "`unset MUJOCO_GL` to use what there is"
             )
@@ -57,7 +65,7 @@ def ensure_gl() -> str:
     if "mujoco" in sys.modules:
         if os.environ.get("DISPLAY"):
             return "default"
-        raise ValueError(
+        raise NotReadyError(
             "MuJoCo was imported before a way to draw was chosen, and there is no display. Import "
             "lerobot_policy_vita_vla.demos.metaworld first, or set MUJOCO_GL=egl (with a GPU) or "
             "MUJOCO_GL=osmesa (without) in the environment"
@@ -70,7 +78,7 @@ def ensure_gl() -> str:
     elif renderer := renderer or _egl_renderer():
         choice, reason = "egl", f"software rendering: {renderer}"
     else:
-        raise ValueError(
+        raise NotReadyError(
             "MuJoCo can draw neither with EGL nor with OSMesa. Install one: `apt-get install libosmesa6` "
             "(software) or `apt-get install libegl1` and a GPU driver with graphics support (in containers: "
             "NVIDIA_DRIVER_CAPABILITIES=all). Set MUJOCO_GL to choose the back end yourself"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from lerobot_policy_vita_vla.demos.libero_suite import (
     locate,
     resolve_libero_tasks,
 )
+from lerobot_policy_vita_vla.demos.suite import check_size
 
 ensure_gl()
 ASSETS = prepare()
@@ -44,6 +44,7 @@ from lerobot_policy_vita_vla.demos.libero_state import (  # noqa: E402
     robot_state,
     snapshot,
 )
+from lerobot_policy_vita_vla.demos.libero_states import check_length, check_states, states_file  # noqa: E402
 
 
 class LiberoScene(LiberoEnv):
@@ -83,28 +84,23 @@ class LiberoScene(LiberoEnv):
         self.protocol: Protocol = find_protocol(protocol)
         self.quality = check_libero_quality(quality)
         self.suite, number = locate(tasks[0])
-        size = observation_size or self.protocol.image_size
-        if not 16 <= size <= 480:
-            raise ValueError(f"observation_size must lie in 16..480 pixels, got {size}")
+        size = check_size(self.protocol.image_size if observation_size is None else observation_size)
         with contextlib.redirect_stdout(io.StringIO()):  # the order of tasks, each time
             suite = benchmark.get_benchmark_dict()[self.suite]()
-        try:
-            super().__init__(
-                suite,
-                number,
-                self.suite,
-                episode_length=episode_length or self.protocol.steps(self.suite),
-                obs_type="pixels_agent_pos",
-                observation_width=size,
-                observation_height=size,
-                num_steps_wait=self.protocol.settle_steps,
-                control_freq=CONTROL_HZ,
-                hard_reset=False,
-            )
-        except (FileNotFoundError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
-            raise ValueError(
-                f"the official initial states of {tasks[0]} cannot be read ({error}): install hf-libero again"
-            ) from error
+        self._states_file = states_file(suite.tasks[number])
+        check_states(self._states_file)
+        super().__init__(
+            suite,
+            number,
+            self.suite,
+            episode_length=episode_length or self.protocol.steps(self.suite),
+            obs_type="pixels_agent_pos",
+            observation_width=size,
+            observation_height=size,
+            num_steps_wait=self.protocol.settle_steps,
+            control_freq=CONTROL_HZ,
+            hard_reset=False,
+        )
         self.task = tasks[0]
         self.rendering = True
         self._painter: Painter | None = None
@@ -247,10 +243,13 @@ class LiberoScene(LiberoEnv):
     def _ensure_env(self) -> None:
         if self._env is not None:
             return
-        env = build_simulator(
-            self.task, self._task_bddl_file, self._init_states.shape[1], self.control_freq, ASSETS
-        )
+        env = build_simulator(self._task_bddl_file, self.control_freq, ASSETS)
         model = env.sim.model._model
+        try:
+            check_length(self._states_file, self._init_states.shape[1], 1 + model.nq + model.nv)
+        except ValueError:
+            env.close()
+            raise
         self._env, self._seen, self._homes = env, mujoco.MjData(model), fixture_homes(env.env)
         self._physics = SharedStages(env.sim)
         env.env.add_observable(snapshot(self._seen, model, env.sim.data._data, self.control_freq))

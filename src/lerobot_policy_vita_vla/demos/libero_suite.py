@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lerobot_policy_vita_vla.conventions import Conventions
+from lerobot_policy_vita_vla.demos.gl import NotReadyError
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 CONTROL_HZ = 20
@@ -35,6 +36,7 @@ SAMPLED_FROM = 1000
 """Seeds from here on mean a start drawn by the task's own samplers, which demonstrations use."""
 
 INSTALL = "uv pip install -c requirements.lock -e '.[libero]', in the checkout"
+REINSTALL = "uv pip install --reinstall --no-deps hf-libero"
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,15 @@ def package_folder() -> Path:
     """Where `hf-libero` is installed, found without importing it.
 
     Raises:
-        ValueError: If it is not; says how to install it.
+        NotReadyError: If it is not; says how to install it.
     """
     spec = find_spec("libero")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / "libero").is_dir():
             return path
-    raise ValueError(f"LIBERO is not installed (package hf-libero). Linux only: {INSTALL}   (docs/libero.md)")
+    raise NotReadyError(
+        f"LIBERO is not installed (package hf-libero). Linux only: {INSTALL}   (docs/libero.md)"
+    )
 
 
 @cache
@@ -256,6 +260,31 @@ def resolve_libero_tasks(spec: str) -> list[str]:
     if not tasks:
         raise ValueError(f"no task in {spec!r}; name at least one, for example libero_object")
     return list(dict.fromkeys(tasks))
+
+
+def suite_option(spec: str) -> str:
+    """What a command's ``--suite`` means, as comma-separated task names.
+
+    Args:
+        spec: Comma-separated suites and tasks in any case, with or without ``libero_``.
+
+    Raises:
+        ValueError: For a name that is not LIBERO's, with the nearest that are; for an empty list.
+    """
+    known, found = {name.lower(): name for name in _words()}, []
+    for word in (part.strip().lower() for part in spec.split(",")):
+        if not word:
+            continue
+        name = word if word in known or is_libero(word) else f"libero_{word}"
+        if name not in known and name.rpartition("_")[0] not in SUITES:
+            shorter = [name.removeprefix("libero_") for name in known]
+            raise ValueError(
+                f"--suite is for LIBERO, which has no {word!r}"
+                f"{_near(word.removeprefix('libero_'), shorter) or '.'} Suites: {', '.join(SUITES)}, with or "
+                "without libero_. Meta-World's tasks: --tasks"
+            )
+        found.append(known.get(name, name))
+    return ",".join(resolve_libero_tasks(",".join(found)))
 
 
 @cache

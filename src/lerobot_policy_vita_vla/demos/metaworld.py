@@ -21,7 +21,9 @@ from lerobot_policy_vita_vla.demos.suite import (
     MAX_EPISODE_LENGTH,
     OBSERVATION_SIZE,
     RENDER_QUALITIES,
+    SIZES,
     check_quality,
+    check_size,
     resolve_tasks,
 )
 
@@ -44,7 +46,7 @@ disturbed (pick-place under noise 0.4: 5 of 5 instead of 2), because -1 opens wh
 GENTLE_GRIPS = {"peg-unplug-side-v3": 0.1}
 """Tasks in which 0.6 lifts the thing off its place: the expert's own effort instead."""
 
-NATIVE_SIZE = 480
+NATIVE_SIZE = SIZES[1]
 """Pixels of LeRobot's own picture."""
 
 
@@ -80,8 +82,7 @@ class SceneEnv(MetaworldEnv):
             raise ValueError(f"an environment has one task, got {len(tasks)} from {task!r}")
         if not 1 <= episode_length <= MAX_EPISODE_LENGTH:
             raise ValueError(f"episode_length must lie in 1..{MAX_EPISODE_LENGTH}, got {episode_length}")
-        if not 16 <= observation_size <= NATIVE_SIZE:
-            raise ValueError(f"observation_size must lie in 16..{NATIVE_SIZE} pixels, got {observation_size}")
+        check_size(observation_size)
         self.quality = check_quality(quality)
         super().__init__(
             tasks[0],

@@ -34,10 +34,8 @@ from lerobot_policy_vita_vla.demos.expert import (
     run_attempt,
 )
 from lerobot_policy_vita_vla.demos.gl import ensure_gl
-from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
 from lerobot_policy_vita_vla.demos.plan import TaskPlan, recording_settings, refuse_differences
-from lerobot_policy_vita_vla.demos.suite import OBSERVATION_SIZE
-from lerobot_policy_vita_vla.demos.workers import worker_pool
+from lerobot_policy_vita_vla.demos.workers import check_workers, worker_pool
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +78,8 @@ def record(
         What was recorded, as stored in ``meta/vita_vla.json``.
 
     Raises:
-        ValueError: For unknown tasks; if ``root`` holds something else (names the difference); if an expert
-            fails too often.
+        ValueError: For unknown tasks and numbers out of range, before anything is written; if ``root`` holds
+            something else (names the difference); if an expert fails too often.
         OSError: If the disk is full; nothing that was finished is lost.
     """
     spec = tasks if isinstance(tasks, str) else ",".join(tasks)
@@ -89,12 +87,14 @@ def record(
     names = suites.resolve(scenes.name, spec)
     if scenes.name == suites.LIBERO.name:
         protocol = protocol or "lerobot"
-        observation_size = observation_size or find_protocol(protocol).image_size
     suites.check_look(scenes.name, quality, protocol)
-    observation_size = observation_size or OBSERVATION_SIZE
+    observation_size = suites.picture_size(scenes.name, protocol, observation_size)
     seed = scenes.demo_seed if seed is None else seed
     if episodes_per_task < 1:
-        raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+        raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}: change --episodes")
+    suites.check_seeds(scenes.name, seed, episodes_per_task)
+    count = min(os.cpu_count() or 1, 8) if workers is None else workers
+    check_workers(count)
     root = Path(root)
     settings = recording_settings(
         names, episodes_per_task, quality, observation_size, seed, disturbance, protocol, mistakes
@@ -107,7 +107,6 @@ def record(
     ensure_gl()
     _open_scratch(scratch, settings)
     plans = [TaskPlan(name, settings, str(scratch / "attempts")) for name in names]
-    count = min(os.cpu_count() or 1, 8) if workers is None else workers
     try:
         with _bar(len(names) * episodes_per_task, progress) as bar:
             dataset = DatasetWriter(
@@ -247,7 +246,8 @@ def _finished_recording(root: Path, settings: dict[str, Any]) -> RecordingInfo:
 
 def _open_scratch(scratch: Path, settings: dict[str, Any]) -> None:
     path = scratch / "settings.json"
-    if path.is_file():
+    # Settings without an attempt are those of a recording that never began: nothing would be mixed.
+    if path.is_file() and _finished(scratch):
         refuse_differences(scratch, json.loads(path.read_text()), settings)
         return
     scratch.mkdir(parents=True, exist_ok=True)
@@ -256,8 +256,15 @@ def _open_scratch(scratch: Path, settings: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
+def _finished(scratch: Path, task: str = "*") -> list[Path]:
+    return [p for p in (scratch / "attempts").glob(f"{task}/*") if p.suffix in (".npz", ".failed")]
+
+
 def _explain(scratch: Path, plans: list[TaskPlan], reason: str) -> None:
-    kept, wanted = sum(p.kept for p in plans), sum(p.wanted for p in plans)
+    # Counted on the disk: workers have finished the attempts they were at, of which the plans do not know.
+    there = [sum(path.suffix == ".npz" for path in _finished(scratch, plan.task)) for plan in plans]
+    wanted = sum(plan.wanted for plan in plans)
+    kept = sum(min(plan.wanted, found) for plan, found in zip(plans, there, strict=True))
     logger.warning(
         "recording stopped: %s. %d of %d episodes are in %s; run the same command to go on",
         reason,

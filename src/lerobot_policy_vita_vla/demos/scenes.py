@@ -173,16 +173,31 @@ def check_look(name: str, quality: str, protocol: str | None) -> None:
         raise ValueError(f"{name} has no protocols, got {protocol!r}: leave --protocol out")
 
 
+def picture_size(name: str, protocol: str | None, asked: int | None) -> int:
+    """Height and width of pictures, pixels: what is asked for, else the protocol's or the suite's.
+
+    Raises:
+        ValueError: Nothing can draw that size, or nobody knows that protocol.
+    """
+    if asked is not None:
+        return suite.check_size(asked)
+    if name == LIBERO.name:
+        return libero_suite.find_protocol(protocol or "").image_size
+    return suite.OBSERVATION_SIZE
+
+
 def check_seeds(name: str, first: int, count: int) -> None:
     """Refuse seeds that mean nothing in a suite."""
     if not 0 <= first < 2**32 - count:
-        raise ValueError(f"seed must lie in 0..2**32 - episodes_per_task (NumPy's seeds), got {first}")
+        raise ValueError(
+            f"seed must lie in 0..2**32 - episodes_per_task (NumPy's seeds), got {first}: change --seed"
+        )
     last = first + count - 1
     if name == LIBERO.name and first < libero_suite.SAMPLED_FROM and last >= libero_suite.INIT_STATES:
         raise ValueError(
             f"LIBERO has {libero_suite.INIT_STATES} official initial states per task (seeds 0.."
-            f"{libero_suite.INIT_STATES - 1}), asked for {first}..{last}. Fewer episodes, or seeds from "
-            f"{libero_suite.SAMPLED_FROM} on, which are drawn"
+            f"{libero_suite.INIT_STATES - 1}), asked for {first}..{last}. Fewer --episodes, or a --seed from "
+            f"{libero_suite.SAMPLED_FROM} on: these starts are drawn"
         )
 
 

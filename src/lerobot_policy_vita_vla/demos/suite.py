@@ -31,6 +31,9 @@ is 500."""
 MAX_EPISODE_LENGTH = 500
 """Meta-World refuses to step further."""
 
+SIZES = (16, 480)
+"""Smallest and largest picture, pixels, of every suite; LeRobot's own of Meta-World has 480."""
+
 
 @dataclass(frozen=True)
 class RenderQuality:
@@ -66,6 +69,16 @@ def check_quality(quality: str) -> str:
     if quality not in RENDER_QUALITIES:
         raise ValueError(f"unknown render quality {quality!r}; choose one of {sorted(RENDER_QUALITIES)}")
     return quality
+
+
+def check_size(observation_size: int) -> int:
+    """Return the size of pictures, pixels, or raise ValueError naming the range."""
+    least, most = SIZES
+    if not least <= observation_size <= most:
+        raise ValueError(
+            f"observation_size must lie in {least}..{most} pixels, got {observation_size}: change --size"
+        )
+    return observation_size
 
 
 @cache

@@ -15,6 +15,12 @@ POLITE = 10
 """Added to a worker's niceness."""
 
 
+def check_workers(workers: int) -> None:
+    """Refuse a number of processes that is none."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}: change --workers")
+
+
 @contextmanager
 def worker_pool(workers: int, preload: str) -> Iterator[Executor]:
     """A pool of ``workers`` processes; one worker is this process itself.
@@ -25,8 +31,7 @@ def worker_pool(workers: int, preload: str) -> Iterator[Executor]:
             since LeRobot takes seconds to import. Plain forks of this process would inherit its drawing
             contexts and threads.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    check_workers(workers)
     if workers == 1:
         yield _InThisProcess()
         return

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.demos import scenes
-from lerobot_policy_vita_vla.demos.libero_suite import find_protocol
-from lerobot_policy_vita_vla.demos.suite import OBSERVATION_SIZE, SUITE
+from lerobot_policy_vita_vla.demos.suite import SUITE
 from lerobot_policy_vita_vla.evaluation.results import write_json
 
 VERSION = 1
@@ -126,8 +125,8 @@ def make_manifest(
     names = scenes.resolve(suite, spec)
     if suite == scenes.LIBERO.name:
         protocol = protocol or "lerobot"
-        observation_size = observation_size or find_protocol(protocol).image_size
     scenes.check_look(suite, quality, protocol)
+    size = scenes.picture_size(suite, protocol, observation_size)
     seed = scenes.scenes_of(suite).seed if seed is None else seed
     if episode_length is None:
         episode_length = scenes.default_length(suite, names, protocol)
@@ -141,7 +140,6 @@ def make_manifest(
         for task in names
         for number in range(seed, seed + episodes_per_task)
     )
-    size = observation_size or OBSERVATION_SIZE
     return Manifest(quality, size, episode_length, episodes, suite=suite, protocol=protocol)
 
 

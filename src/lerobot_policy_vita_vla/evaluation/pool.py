@@ -169,6 +169,7 @@ class WorkerPool:
         """Messages that have arrived; with ``block`` at least one.
 
         Raises:
+            ValueError: If a worker refused what it was asked for.
             RuntimeError: If a worker failed (with its traceback), died, or all of them went silent.
         """
         ready = wait(self._connections, timeout=self._stall_s if block else 0)
@@ -183,8 +184,7 @@ class WorkerPool:
                 kind, slot, content = connection.recv()
             except (EOFError, ConnectionResetError):
                 raise self._death(self._connections.index(connection)) from None
-            if kind == "error":
-                raise RuntimeError(f"a simulator process failed:\n{content}")
+            _raise_last_words(kind, content)
             messages.append((kind, slot, self._board.look(content) if kind == "observation" else content))
         return messages
 
@@ -195,8 +195,8 @@ class WorkerPool:
             # Its last words, if any, are still in the pipe.
             with contextlib.suppress(EOFError, ConnectionResetError):
                 while self._connections[index].poll():
-                    if (last := self._connections[index].recv())[0] == "error":
-                        raise RuntimeError(f"a simulator process failed:\n{last[2]}") from None
+                    kind, _, content = self._connections[index].recv()
+                    _raise_last_words(kind, content)
             raise self._death(index) from None
 
     def _death(self, index: int) -> RuntimeError:
@@ -207,6 +207,15 @@ class WorkerPool:
             "system running out of memory: use fewer workers or envs_per_worker). The finished episodes are "
             "kept; run the same command again to continue"
         )
+
+
+def _raise_last_words(kind: str, content: Any) -> None:
+    """Raise in this process what ended a worker; other messages pass."""
+    if kind == "refused":
+        message, traceback = content
+        raise ValueError(message) from RuntimeError(f"in a simulator process:\n{traceback}")
+    if kind == "error":
+        raise RuntimeError(f"a simulator process failed:\n{content}")
 
 
 def _context(suite: str):

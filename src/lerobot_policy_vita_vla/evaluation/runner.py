@@ -113,7 +113,7 @@ def evaluate(
 
     Raises:
         ValueError: If the folder holds results of something else, the policy was trained on another
-            recording, or it does not fit the simulator.
+            recording, or it does not fit the simulator; what a simulator process refuses.
         RuntimeError: If a simulator process fails; finished episodes are kept.
     """
     started = time.monotonic()

@@ -9,7 +9,8 @@ light: no policy, no network, one thread. Messages to it:
     ("chunk", slot, (T, A) float32)     go on with these actions; answered likewise
 
 and from it, besides these answers: ``("renderer", None, (name, is_software))`` once, where asked for, and
-``("error", None, traceback)`` last. An observation's pictures lie in shared memory (`pictures`).
+``("refused", None, (message, traceback))`` or ``("error", None, traceback)`` last: what a user can act on, or
+a bug. An observation's pictures lie in shared memory (`pictures`).
 
 A simulator is kept for the next episode of its task: its reset by seed leaves nothing of the episode before
 (`resets` proves it, episode by episode).
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
-from lerobot_policy_vita_vla.demos.gl import gl_renderer
+from lerobot_policy_vita_vla.demos.gl import NotReadyError, gl_renderer
 from lerobot_policy_vita_vla.demos.scenes import STATE, make_scene, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 from lerobot_policy_vita_vla.evaluation.pictures import PictureBoard
@@ -222,7 +223,11 @@ def serve(connection: Connection, board: PictureBoard) -> None:
         _serve(connection, board)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except BaseException:
+    except BaseException as error:
+        # Not what only derives from ValueError, such as NumPy's errors: these were not written for users.
+        if type(error) in (ValueError, NotReadyError):
+            connection.send(("refused", None, (str(error), traceback.format_exc())))
+            return
         connection.send(("error", None, traceback.format_exc()))
 
 

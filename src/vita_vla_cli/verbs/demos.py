@@ -11,7 +11,10 @@ from vita_vla_cli.recipe import FULL
 from vita_vla_cli.verbs import finish_verb, new_verb
 
 TASKS_HELP = "names with or without -v3, comma-separated, or a group: easy, medium, hard, very_hard, mt50"
-SUITE_HELP = "libero_object (or spatial, goal, 10, 90), or single tasks: libero_object_3,libero_goal_0"
+SUITE_HELP = (
+    "object, spatial, goal, 10 or 90, in any case, with or without libero_, or single tasks: "
+    "libero_object_3,libero_goal_0"
+)
 PROTOCOL_HELP = "LIBERO: lerobot, openvla, seer, vita-paper (docs/libero.md; default: lerobot, or as trained)"
 QUALITIES = ("light", "standard")
 
@@ -148,6 +151,7 @@ def _add_limits(parts: argparse._SubParsersAction) -> None:
 
 
 def _record(args: argparse.Namespace) -> int:
+    from lerobot_policy_vita_vla.demos.libero_suite import suite_option
     from lerobot_policy_vita_vla.demos.record import record
 
     given = {"observation_size": args.size, "seed": args.seed}
@@ -156,7 +160,7 @@ def _record(args: argparse.Namespace) -> int:
         given = {name: usual[name] if value is None else value for name, value in given.items()}
     mistakes = {"miss_chance": args.misses, "aside_chance": args.asides}
     info = record(
-        args.suite or args.tasks,
+        args.tasks if args.suite is None else suite_option(args.suite),
         args.episodes,
         args.root,
         quality=args.quality,

@@ -156,7 +156,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _suite(args: argparse.Namespace, folder: Path) -> str:
     """Whose simulator will be needed, as far as can be told without importing anything."""
-    spec, listed = args.suite or args.tasks, args.manifest or folder / "manifest.json"
+    spec = args.tasks if args.suite is None else "libero"
+    listed = args.manifest or folder / "manifest.json"
     if spec is None and listed.is_file():
         # Whoever reads the list later says what is wrong with it.
         spec = "libero" if '"suite": "libero"' in listed.read_text(errors="replace") else ""
@@ -164,13 +165,13 @@ def _suite(args: argparse.Namespace, folder: Path) -> str:
 
 
 def _manifest(args: argparse.Namespace, policy: str, folder: Path):
-    from lerobot_policy_vita_vla.demos.libero_suite import is_libero
+    from lerobot_policy_vita_vla.demos.libero_suite import is_libero, suite_option
     from lerobot_policy_vita_vla.evaluation.manifest import load_manifest, make_manifest
     from lerobot_policy_vita_vla.evaluation.predictor import recording_defaults
 
     if args.tasks is not None and args.suite is not None:
         raise ValueError("--tasks and --suite both name the episodes: leave one of them out")
-    spec = args.suite or args.tasks
+    spec = args.tasks if args.suite is None else suite_option(args.suite)
     stored = folder / "manifest.json"
     if args.manifest is not None:
         if spec is not None:

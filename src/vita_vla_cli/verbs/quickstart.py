@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -57,8 +56,6 @@ def run(args: argparse.Namespace) -> int:
             print(shlex.join(["vita-vla", *step.argv]))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    # A kill ends a run the way Ctrl-C does: the step's process is ended too, and what is kept is said.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         progress = runner.execute(folder, steps, verbose=args.verbose)
     except runner.StepFailedError as error:
