@@ -153,6 +153,7 @@ def test_missing_parts_are_named_with_their_command(tmp_path):
         ("ablations", "vita-vla ablate"),
     ]:
         assert f"<li>{part}: made by <code>{command}" in text
+    assert "vita-vla quickstart" not in text  # it would want the folder for itself
     assert "<video" not in text and "Learning curves" not in text
     assert "Not finished, so not shown: late" in text
 
