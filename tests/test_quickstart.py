@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 
-from vita_vla_cli import running
+from vita_vla_cli import cli, quickstart, running
 from vita_vla_cli import steps as runner
+from vita_vla_cli.recipe import FAST
 from vita_vla_cli.steps import Step, StepFailedError
 
 # Stands for `vita-vla`: appends a line to its file, or fails where told to.
@@ -44,11 +46,62 @@ def test_finished_steps_are_skipped(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "one\n"
 
 
-def test_a_changed_step_runs_again_with_all_that_reads_it(tmp_path):
+def test_a_changed_step_runs_again_with_all_that_reads_it_once_there_is_room(tmp_path):
     run_steps(tmp_path, steps(tmp_path))
+    with pytest.raises(ValueError, match="finished with other settings") as refusal:
+        run_steps(tmp_path, steps(tmp_path, first="other"))
+    assert (tmp_path / "a.txt").read_text() == "one\n" and (tmp_path / "b.txt").read_text() == "two\n"
+    message = str(refusal.value)
+    assert "--run" in message and f"rm -r {tmp_path / 'a.txt'} {tmp_path / 'b.txt'}" in message
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").unlink()
     assert run_steps(tmp_path, steps(tmp_path, first="other")).skipped == []
-    assert (tmp_path / "a.txt").read_text() == "other\n"  # the old output was removed first
+    with pytest.raises(ValueError, match="b.txt") as refusal:
+        run_steps(tmp_path, steps(tmp_path, first="other", second="new"))
+    assert "a.txt" not in str(refusal.value)
+    (tmp_path / "b.txt").unlink()
     assert run_steps(tmp_path, steps(tmp_path, first="other", second="new")).skipped == ["a"]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_what_was_made_by_hand_is_never_removed(tmp_path, resumes):
+    (tmp_path / "b.txt").write_text("mine\n")
+    with pytest.raises(ValueError, match="not made by quickstart: b.txt"):
+        run_steps(tmp_path, steps(tmp_path, resumes=resumes))
+    assert (tmp_path / "b.txt").read_text() == "mine\n" and not (tmp_path / "a.txt").exists()
+    plan = [replace(step, leftovers=(tmp_path / "b.txt",), makes=()) for step in steps(tmp_path)]
+    with pytest.raises(ValueError, match="not made by quickstart"):  # nor the half of a recording
+        run_steps(tmp_path, plan)
+
+
+def test_a_run_made_by_hand_is_refused_on_the_command_line(tmp_path, capsys):
+    recorded = tmp_path / "demos" / "meta" / "info.json"
+    recorded.parent.mkdir(parents=True)
+    recorded.write_text("{}")
+    assert cli.main(["quickstart", "--fast", "--run", str(tmp_path)]) == 2
+    assert f"rm -r {tmp_path / 'demos'}" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [recorded]
+
+
+def test_what_was_made_by_hand_after_a_failure_is_kept(tmp_path, monkeypatch):
+    with pytest.raises(StepFailedError):
+        run_steps(tmp_path, steps(tmp_path, second="fail"))
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", -1.0)  # as if it were later
+    (tmp_path / "b.txt").write_text("mine\n")
+    with pytest.raises(ValueError, match="not made by quickstart"):
+        run_steps(tmp_path, steps(tmp_path))
+    monkeypatch.undo()
+    assert (tmp_path / "b.txt").read_text() == "mine\n"
+    assert run_steps(tmp_path, steps(tmp_path)).skipped == ["a"]  # left by the step itself
+    assert (tmp_path / "b.txt").read_text() == "two\n"
+
+
+def test_a_view_is_made_anew_over_one_made_by_hand(tmp_path):
+    a, b = steps(tmp_path)
+    (tmp_path / "b.txt").write_text("page\n")
+    assert run_steps(tmp_path, [a, replace(b, replaces=True)]).skipped == []
+    views = [step.name for step in quickstart.plan(tmp_path, FAST) if step.replaces]
+    assert views == ["report"]  # all else is work that somebody may want to keep
 
 
 def test_a_lost_output_is_made_again(tmp_path):
@@ -139,7 +192,8 @@ def test_a_signal_while_a_process_starts_ends_that_process_too(tmp_path, monkeyp
 
     start = subprocess.Popen
     monkeypatch.setattr(running.subprocess, "Popen", popen)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `vita-vla quickstart` does
+    # As `vita-vla quickstart` does for one; whoever started the tests may have them ignore the other.
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt):
             runner.execute(
@@ -147,9 +201,19 @@ def test_a_signal_while_a_process_starts_ends_that_process_too(tmp_path, monkeyp
             )
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for n, handler in before.items():
+            signal.signal(n, handler)
     assert started[0].poll() is not None
     assert not running.read_record(tmp_path, "long")["done"]
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(130)", "os.kill(os.getpid(), signal.SIGINT)"])
+def test_an_interrupted_step_is_no_failure(tmp_path, ending, capsys):
+    code = f"import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); {ending}"
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute(tmp_path, [Step("a", ())], program=(sys.executable, "-c", code))
+    assert "whole log" not in capsys.readouterr().err
+    assert not running.read_record(tmp_path, "a")["done"]
 
 
 def test_intervals_are_counted_once():

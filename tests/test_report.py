@@ -15,6 +15,7 @@ import pytest
 from lerobot_policy_vita_vla.evaluation import report
 from lerobot_policy_vita_vla.evaluation.report import build_report
 from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
+from lerobot_policy_vita_vla.evaluation.report_curves import learning_curves
 from lerobot_policy_vita_vla.evaluation.report_data import HOW_TO_MAKE, read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import (
     Curve,
@@ -153,6 +154,7 @@ def test_missing_parts_are_named_with_their_command(tmp_path):
         ("ablations", "vita-vla ablate"),
     ]:
         assert f"<li>{part}: made by <code>{command}" in text
+    assert "vita-vla quickstart" not in text  # it would want the folder for itself
     assert "<video" not in text and "Learning curves" not in text
     assert "Not finished, so not shown: late" in text
 
@@ -271,6 +273,29 @@ def test_curves_take_the_colours_of_the_page():
     ids = re.findall(r'\bid="([^"]+)"', svg)
     assert all(i.startswith("one-") for i in ids)
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= set(ids)
+
+
+def test_imitation_is_compared_without_what_a_stage_adds_to_it(small):
+    def log(stage, **parts):
+        rows = [{"step": step, **parts} for step in (1, 2)]
+        (small / stage / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    log("finetune", loss=0.36, loss_arm=0.2, loss_gripper=0.5, loss_align=0.155)
+    log("only_finetune", loss=0.28, loss_arm=0.28)
+    log("teacher", loss=0.4, loss_arm=0.1, loss_gripper=1.0, loss_auxiliary=1.0)
+    config = {"policy": {"gripper_weight": 0.1}}
+    (small / "teacher/checkpoints/last/pretrained_model/train_config.json").write_text(json.dumps(config))
+    curves = learning_curves(read_run(small), policy_styles(RATES), "r0")
+    ends = {figure["title"]: figure["ends"] for figure in curves["losses"] + curves["further"]}
+    assert ends["Teacher: imitation loss"] == "At the end: 0.2 after 2 steps"
+    alone = "Two-stage: 0.205 after 2 steps; Only finetune: 0.28 after 2 steps"
+    assert ends["Finetune: imitation loss"] == f"At the end: {alone}"
+    assert "Two-stage: 0.36" in ends["loss with all terms"] and "Teacher: 0.4" in ends["loss with all terms"]
+    assert "other terms that a stage learns" in build_report([small]).read_text()
+    log("only_finetune", loss=0.28)  # a log of another policy: the same is drawn of both
+    curves = learning_curves(read_run(small), policy_styles(RATES), "r0")
+    ends = {figure["title"]: figure["ends"] for figure in curves["losses"]}
+    assert "Two-stage: 0.36" in ends["Finetune: loss"] and "Only finetune: 0.28" in ends["Finetune: loss"]
 
 
 def test_moving_average_keeps_a_straight_line():

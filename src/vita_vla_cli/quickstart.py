@@ -131,5 +131,11 @@ def plan(run: Path, recipe: Recipe, device: str | None = None) -> list[Step]:
             beside=True,
             threads=half,
         ),
-        Step("report", ("report", str(run)), ("eval", "eval_finetune", "agreement"), (run / "report.html",)),
+        Step(
+            "report",
+            ("report", str(run)),
+            ("eval", "eval_finetune", "agreement"),
+            (run / "report.html",),
+            replaces=True,
+        ),
     ]

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vita_vla_cli.errors import INTERRUPTED
+
 if TYPE_CHECKING:
     from vita_vla_cli.steps import Step
 
@@ -103,10 +105,13 @@ class Running:
             Its seconds, those of the run that it continued included.
 
         Raises:
+            KeyboardInterrupt: It was interrupted.
             StepFailedError: It ended with an error, which is shown.
             ValueError: It ended well but left out what it should have made.
         """
-        seconds = self._note(done=False)
+        seconds = self._note(done=False, ended=True)
+        if self.process.returncode in (INTERRUPTED, -signal.SIGINT):
+            raise KeyboardInterrupt
         if code := self.process.returncode:
             clear_status()
             if not self.verbose:
@@ -118,7 +123,7 @@ class Running:
                 f"step {self.step.name!r} ended well but left nothing at {', '.join(missing)}; its log: "
                 f"{self.log}"
             )
-        self._note(done=True)
+        self._note(done=True, ended=True)
         return seconds
 
     def end(self) -> None:
@@ -130,20 +135,23 @@ class Running:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        self._note(done=False)
+        self._note(done=False, ended=True)
 
     def status(self) -> str:
         """Its clock and its newest output."""
         newest = (tail(self.log, 1) or [""])[0]
         return f"{self.step.name} {duration(time.monotonic() - self._clock)}  {newest}"
 
-    def _note(self, done: bool) -> float:
+    def _note(self, *, done: bool, ended: bool = False) -> float:
         seconds = self.before.get("seconds", 0.0) + time.monotonic() - self._clock
         spans = [*self.before.get("ran", []), [round(self.began, 1), round(time.time(), 1)]]
         record = {"stamp": self.stamp, "done": done, "seconds": round(seconds, 1), "ran": spans}
+        record["ended"] = ended  # False after a crash: then the end of the last span is not known
         path = _record_path(self.run, self.step.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record) + "\n")
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(record) + "\n")
+        new.replace(path)  # never half a record: without one the step's results count as somebody else's
         return seconds
 
 

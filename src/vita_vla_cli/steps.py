@@ -1,4 +1,7 @@
-"""Run a list of commands once each: skip what is done, continue what can continue, remove what is stale.
+"""Run a list of commands once each: skip what is done, continue what can continue, keep what others made.
+
+Only what an interrupted or failed step left behind is removed by itself. What was made by hand, or finished
+under other settings, is in the way: that is said before anything runs.
 
 stamps/<step>.json   identity of a step's inputs, whether it finished, its seconds, when it ran
 logs/<step>.log      its own output
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from vita_vla_cli.running import (
     Running,
@@ -37,6 +41,10 @@ MOST_BESIDE = 2
 """Steps at a time, our choice: each of ours keeps a core busy, and more would need more memory."""
 
 
+SETTLE_SECONDS = 5.0
+"""Our choice: what a step's own processes may still write after it has ended."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One command of the flow.
@@ -45,9 +53,10 @@ class Step:
         name: Of the step, its stamp and its log.
         argv: Arguments of `vita-vla`.
         needs: Steps whose results it reads.
-        makes: Files or folders it writes; removed before the step runs on other inputs.
-        leftovers: What an interrupted run of it leaves; removed with `makes`.
+        makes: Files or folders it writes; removed where an interrupted run of it left them.
+        leftovers: What else an interrupted run of it leaves; removed with `makes`.
         resumes: An interrupted run of the same command continues where it stopped.
+        replaces: Its command itself writes anew what `makes` names, which is only a view of the rest.
         beside: May run while another such step does.
         threads: Of its process's libraries; None leaves them alone.
     """
@@ -58,6 +67,7 @@ class Step:
     makes: tuple[Path, ...] = ()
     leftovers: tuple[Path, ...] = ()
     resumes: bool = False
+    replaces: bool = False
     beside: bool = False
     threads: int | None = None
 
@@ -89,11 +99,14 @@ def execute(
         program: What runs a step's arguments.
 
     Raises:
+        ValueError: Something lies where a step writes and is not that step's to remove; nothing has run.
         StepFailedError: A step failed; what is done stays done, what runs beside it is ended.
+        KeyboardInterrupt: So was a step; as above.
     """
     progress, stamps = Progress(), {}
     for step in steps:
         stamps[step.name] = _stamp(step, stamps)
+    _check_room(run, steps, stamps)
     waiting, running = list(enumerate(steps, 1)), []
     try:
         while waiting or running:
@@ -109,7 +122,7 @@ def execute(
                     print(f"{title}: done before ({duration(record['seconds'])})")
                 elif _may_start(step, running):
                     continues = same and step.resumes
-                    if not continues:
+                    if not continues and not step.replaces:
                         _remove(run, (*step.makes, *step.leftovers))
                     print(f"{title}\n  $ {shlex.join(['vita-vla', *step.argv])}")
                     before = record if continues else {}
@@ -147,6 +160,43 @@ def _stamp(step: Step, stamps: dict[str, str]) -> str:
     """Identity of a step's inputs: its command, this package's version, and the stamps of what it reads."""
     inputs = [list(step.argv), _version(), [stamps[name] for name in step.needs]]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+
+
+def _check_room(run: Path, steps: Sequence[Step], stamps: dict[str, str]) -> None:
+    """Raise ValueError where a step would have to remove what its own interrupted run did not leave."""
+    by_hand, otherwise = [], []
+    for step in steps:
+        there = [path for path in (*step.makes, *step.leftovers) if path.exists()]
+        if not there or step.replaces:
+            continue
+        record = read_record(run, step.name)
+        same, done = record.get("stamp") == stamps[step.name], record.get("done")
+        if same and (step.resumes or (done and all(path.exists() for path in step.makes))):
+            continue
+        if done and not same:
+            otherwise += there
+        elif not record or done or _changed_since(record, there):
+            by_hand += there
+    if not by_hand and not otherwise:
+        return
+    message = [f"{run} holds work that quickstart would have to replace, which it never does by itself"]
+    for reason, paths in (
+        ("not made by quickstart", by_hand),
+        ("finished with other settings or by another version", otherwise),
+    ):
+        if paths:
+            message.append(f"{reason}: {', '.join(str(path.relative_to(run)) for path in paths)}")
+    remove = shlex.join(["rm", "-r", *map(str, [*by_hand, *otherwise])])
+    message.append(f"Give another folder with --run, or, if none of this is needed any more:\n  {remove}")
+    raise ValueError("\n".join(message))
+
+
+def _changed_since(record: dict[str, Any], paths: Sequence[Path]) -> bool:
+    """Whether somebody wrote there after the step's own run had ended, as far as its end is known."""
+    if not record.get("ended"):
+        return False
+    files = [file for path in paths for file in (path, *path.rglob("*"))]
+    return max(file.lstat().st_ctime for file in files) > record["ran"][-1][1] + SETTLE_SECONDS
 
 
 def _remove(run: Path, paths: Sequence[Path]) -> None:

@@ -4,8 +4,9 @@ Everything is inside the file (style, script, figures, videos); its content secu
 network.
 
     report_data     reads the run folder
-    report_view     results as rows and sentences        report_figures  learning curves, colours
-    report_record   how the run was made                 report_videos   chooses and inlines videos
+    report_view     results as rows and sentences        report_curves   learning curves
+    report_figures  drawing, colours                     report_videos   chooses and inlines videos
+    report_record   how the run was made
     report_agreement   teacher-student agreement         report_ablations   variants over budgets and seeds
     report_page/    template, style, script, pipeline drawing
 """
@@ -20,6 +21,7 @@ from typing import Any
 from lerobot_policy_vita_vla.evaluation import report_record, report_view
 from lerobot_policy_vita_vla.evaluation.report_ablations import ablation_section
 from lerobot_policy_vita_vla.evaluation.report_agreement import agreement_tables
+from lerobot_policy_vita_vla.evaluation.report_curves import learning_curves
 from lerobot_policy_vita_vla.evaluation.report_data import POLICY_ORDER, Run, read_run
 from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle, policy_styles
 from lerobot_policy_vita_vla.evaluation.report_videos import choose_videos
@@ -98,7 +100,7 @@ def _content(run: Run, styles: dict[str, PolicyStyle], prefix: str, budget: int)
             if any(video.label == e.label for videos in gallery.by_task.values() for video in videos)
         ],
         "styles": styles,
-        "curves": report_view.learning_curves(run, styles, prefix),
+        "curves": learning_curves(run, styles, prefix),
         "agreement": agreement_tables(run, styles),
         "ablations": ablation_section(run, prefix),
         "timeline": report_record.timeline(run, styles),

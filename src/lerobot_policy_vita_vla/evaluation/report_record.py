@@ -135,7 +135,6 @@ def missing_parts(run: Run, *, has_videos: bool) -> list[tuple[str, str]]:
     parts += [
         ("agreement", run.agreement is not None),
         ("videos", has_videos),
-        ("timing", run.timing is not None),
         ("ablations", run.ablations is not None),
     ]
     return [(name, HOW_TO_MAKE[name].replace("RUN", str(run.path))) for name, there in parts if not there]

@@ -9,19 +9,12 @@ from typing import Any
 
 from lerobot_policy_vita_vla.demos.suite import SUITE, task_descriptions
 from lerobot_policy_vita_vla.evaluation.report_data import Evaluation, Run
-from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle, curve_from_log, draw_curves
+from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle
 from lerobot_policy_vita_vla.evaluation.report_record import duration
 from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
 
 MINUS = "\u2212"
 SUITES = {"metaworld": "Meta-World", "libero": "LIBERO"}
-LOSS_TITLES = {
-    "teacher": "Teacher: imitation loss",
-    "align": "Align: distance to the teacher's action features",
-    "finetune": "Finetune: imitation loss",
-}
-# LeRobot's bookkeeping in each log line; nothing to draw.
-_NOT_A_METRIC = {"step", "loss", "samples", "episodes", "epochs", "update_s", "dataloading_s"}
 Styles = dict[str, PolicyStyle]
 
 
@@ -145,29 +138,6 @@ def task_table(run: Run, styles: Styles) -> dict[str, Any]:
     return {"policies": [styles[e.label] for e in run.evaluations], "rows": rows}
 
 
-def learning_curves(run: Run, styles: Styles, prefix: str) -> dict[str, list[dict[str, Any]]] | None:
-    """One figure per loss, and one per further number of the training logs."""
-    logs = {stage.name: stage.log for stage in run.stages if stage.log}
-    if not logs:
-        return None
-    panels = [("teacher", ["teacher"]), ("align", ["align"]), ("finetune", ["finetune", "only_finetune"])]
-    drawn = {name for _, names in panels for name in names}
-    titled = [(LOSS_TITLES[key], names) for key, names in panels]
-    titled += [(f"{styles[name].name}: loss", [name]) for name in logs if name not in drawn]
-    losses = [
-        figure
-        for i, (title, names) in enumerate(titled)
-        if (figure := _figure(logs, names, "loss", title, styles, f"{prefix}-loss{i}"))
-    ]
-    keys = {key for log in logs.values() for row in log for key in row} - _NOT_A_METRIC
-    further = [
-        figure
-        for key in sorted(keys)
-        if (figure := _figure(logs, list(logs), key, key, styles, f"{prefix}-{_slug(key)}"))
-    ]
-    return {"losses": losses, "further": further}
-
-
 def rate_row(name: str, note: str, colour: str, rate: dict[str, Any]) -> dict[str, Any]:
     """One row of the interval chart; `rate` holds ``success_rate``, ``low``, ``high`` and ``n_episodes``."""
     n = rate["n_episodes"]
@@ -181,23 +151,6 @@ def rate_row(name: str, note: str, colour: str, rate: dict[str, Any]) -> dict[st
         "text": percent(rate["success_rate"], n),
         "interval": f"{percent(rate['low'], n)}\u2013{percent(rate['high'], n)}",
         "n": n,
-    }
-
-
-def _figure(logs, names, key, title, styles, figure_id) -> dict[str, Any] | None:
-    pairs = [(name, curve_from_log(logs[name], key, styles[name])) for name in names if name in logs]
-    curves = [curve for _, curve in pairs if curve is not None]
-    if not curves:
-        return None
-    last = [f"{c.values[-1]:.3g} after {c.steps[-1]:,.0f} steps" for c in curves]
-    named = [f"{c.name}: {end}" for c, end in zip(curves, last, strict=True)]
-    ends = "At the end: " + (last[0] if len(last) == 1 else "; ".join(named))
-    return {
-        "id": figure_id,
-        "title": title,
-        "svg": draw_curves(figure_id, curves),
-        "curves": curves,
-        "ends": ends,
     }
 
 
@@ -240,7 +193,3 @@ def _subject(label: str, styles: Styles) -> str:
         "align": "The aligned student, its VLM frozen,",
         "teacher": "The teacher",
     }.get(label, styles[label].name)
-
-
-def _slug(key: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in key.lower())
