@@ -100,12 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader (head, less) has gone; the interpreter would complain at exit
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        explained = errors.explain(error, kept=args.kept(args), memory_hint=args.memory_hint)
+        explained = errors.explain(error, kept=_kept(args), memory_hint=args.memory_hint)
         if explained is None or args.debug:
             raise
         message, code = explained
         print(message, file=sys.stderr)
         return code
+
+
+def _kept(args: argparse.Namespace) -> str:
+    try:
+        return args.kept(args)
+    except (OSError, ValueError):  # what is wrong with the arguments is being told already
+        return ""
 
 
 def _version() -> str:

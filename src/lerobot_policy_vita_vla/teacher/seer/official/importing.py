@@ -31,6 +31,7 @@ from lerobot_policy_vita_vla.teacher.seer.official.frozen_encoders import (
 from lerobot_policy_vita_vla.teacher.seer.official.layouts import LAYOUTS, SeerLayout, our_tensors
 from lerobot_policy_vita_vla.teacher.seer.processor_seer import make_seer_pre_post_processors
 from lerobot_policy_vita_vla.teacher.weights import load_strictly
+from lerobot_policy_vita_vla.writable import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ def _check_encoders(layout: SeerLayout, vit: nn.Module, text: nn.Module) -> None
 def _check_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; choose another folder, or remove it first")
+    check_writable(target, "the target folder")
 
 
 @contextmanager

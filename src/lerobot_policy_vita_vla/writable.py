@@ -1,0 +1,41 @@
+"""Whether results can be written where they are to go, asked before the work that makes them."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk is told elsewhere, with how much of it is free."""
+
+
+def check_writable(path: str | Path, name: str) -> None:
+    """Refuse a file or folder that could not be made; leaves nothing behind.
+
+    Args:
+        path: What is to be made, with its parents where they are missing.
+        name: What the user calls it, such as ``--out``.
+
+    Raises:
+        ValueError: Nothing can be written there; names the path and the reason.
+    """
+    target, new = Path(path).expanduser().absolute(), []
+    try:
+        new = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=target.parent):
+            pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(
+            f"{name} {path}: nothing can be written to {target.parent} ({reason}). Pass another {name}, in a "
+            "folder of yours"
+        ) from None
+    finally:
+        for folder in new:
+            with suppress(OSError):  # not made, or filled by another program meanwhile
+                folder.rmdir()
