@@ -17,7 +17,8 @@ import torch
 from lerobot_policy_vita_vla.contracts import ActionSpec
 from lerobot_policy_vita_vla.conventions import match_cameras
 from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
-from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder
+from lerobot_policy_vita_vla.evaluation.checks import check_device
+from lerobot_policy_vita_vla.evaluation.predictor import check_processors, checkpoint_folder
 
 SAMPLES = 512
 """Our choice: the mean absolute difference is then known to a few per cent."""
@@ -73,6 +74,8 @@ def agreement(
     """
     from lerobot_policy_vita_vla.teacher.load import load_teacher
 
+    check_device(device)
+    check_processors(checkpoint_folder(student))
     master = load_teacher(checkpoint_folder(teacher), device)
     policy, preprocess, postprocess = _load_policy(checkpoint_folder(student), device)
     batches = _batches(Path(dataset_root), policy, master, samples, batch_size, seed)

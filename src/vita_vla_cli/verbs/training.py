@@ -93,7 +93,9 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         "--batch-size", type=_positive, default=batch, help=f"samples per update (default: {batch})"
     )
     p.add_argument(
-        "--lr", type=_positive_number, help=f"peak learning rate (default: {lr:g} {small}, else the policy's own)"
+        "--lr",
+        type=_positive_number,
+        help=f"peak learning rate (default: {lr:g} {small}, else the policy's own)",
     )
     p.add_argument(
         "--seed", type=int, default=FULL.seed, help=f"of weights and data order (default: {FULL.seed})"
@@ -131,8 +133,8 @@ def run(name: str, args: argparse.Namespace) -> int:
             return _nothing_to_do(args, done)
     else:
         _make_room(args.out, args.overwrite)
+    from lerobot_policy_vita_vla.files import check_writable
     from lerobot_policy_vita_vla.training.launch import run_training
-    from lerobot_policy_vita_vla.writable import check_writable
 
     # Where nothing can be written is found out now, not by the first checkpoint.
     check_writable(args.out / "checkpoints" if args.resume else args.out, "--out")

@@ -1,14 +1,33 @@
-"""Whether results can be written where they are to go, asked before the work that makes them."""
+"""The user's files: named where they are damaged, tried before the work that is to fill them."""
 
 from __future__ import annotations
 
 import errno
+import json
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """A full disk is told elsewhere, with how much of it is free."""
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The content of a JSON file that must hold an object.
+
+    Raises:
+        ValueError: It does not; names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except ValueError as error:  # bytes that are no text are one, too
+        raise ValueError(f"{path} is damaged ({error}); copy it again, or make it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not an object {{...}}; copy it again, or make it again"
+        )
+    return content
 
 
 def check_writable(path: str | Path, name: str) -> None:
