@@ -49,7 +49,8 @@ def check_writable(path: str | Path, name: str) -> None:
     except OSError as error:
         if error.errno in FULL:
             raise
-        reason = (error.strerror or str(error)).lower()
+        part = next((p for p in target.parents if p.exists() and not p.is_dir()), None)
+        reason = f"{part} is a file" if part else (error.strerror or str(error)).lower()
         raise ValueError(
             f"{name} {path}: nothing can be written to {target.parent} ({reason}). Pass another {name}, in a "
             "folder of yours"

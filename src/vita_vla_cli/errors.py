@@ -40,7 +40,7 @@ def explain(error: BaseException, *, kept: str = "", memory_hint: str = "") -> t
     if _is_full_disk(error):
         return f"error: {_disk(error)}{kept_line}", USER_ERROR
     if isinstance(error, OSError) and error.filename is not None and not _offline_hint(error):
-        return f"error: {_path(error)}{kept_line}", USER_ERROR
+        return f"error: {_path(error)}", USER_ERROR
     if isinstance(error, ValueError | FileNotFoundError | FileExistsError):
         return f"error: {_text(error)}{_offline_hint(error)}", USER_ERROR
     if _offline_hint(error):
@@ -85,7 +85,7 @@ def _disk(error: BaseException) -> str:
 
 def _path(error: OSError) -> str:
     reason = WRONG_WITH_PATH.get(error.errno, (error.strerror or type(error).__name__).lower())
-    return f"{os.fsdecode(error.filename)} cannot be used: {reason}. Pass another path, or mend this one"
+    return f"{os.fsdecode(error.filename)} cannot be used: {reason}. Pass another path"
 
 
 def _offline_hint(error: BaseException) -> str:

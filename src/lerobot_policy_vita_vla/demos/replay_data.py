@@ -67,7 +67,7 @@ class Recording:
         if missing := [name for name in (ACTION, STATE) if name not in columns]:
             raise ValueError(
                 f"{self.root} cannot be replayed: it has no {missing}; it has {sorted(columns)}. If the "
-                "robot's numbers have other names there, rename those features to action and observation.state"
+                "robot's numbers have other names, rename those features to action and observation.state"
             )
         self.info = RecordingInfo.load(self.root)
         self.fps: float = layout.info["fps"]

@@ -187,7 +187,7 @@ def _check_encoders(
 def _check_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; choose another folder, or remove it first")
-    check_writable(target, "the target folder")
+    check_writable(target, "DST")
 
 
 @contextmanager
