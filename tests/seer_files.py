@@ -38,6 +38,7 @@ def tiny_layout(name: str, width: int = 32, n_obs_steps: int = 3) -> SeerLayout:
         n_layers=2,
         text_dim=TEXT,
         vision_dim=C,
+        encoder_layers=2,
     )
 
 

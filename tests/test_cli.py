@@ -206,6 +206,26 @@ def test_offline_hub_error_names_online():
     assert code == 2 and "--online" in message
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("file/inner", "is a file, not a folder"), ("folder", "it is a folder"), ("gone", "no such file")],
+)
+def test_errors_of_paths_are_told_in_words(tmp_path, path, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        (tmp_path / path).read_text()
+    message, code = errors.explain(caught.value)
+    assert code == 2 and f"{tmp_path / path} cannot be used" in message and reason in message
+    assert "[Errno" not in message and "another path" in message
+    assert errors.explain(OSError("no path: a bug, or a library's trouble")) is None
+
+
+def test_what_is_kept_is_not_told_where_the_arguments_do_not_say(capsys):
+    assert cli.main(["eval", "nowhere", "--tasks", "reach"]) == 2
+    assert "where do the results go? add --run" in capsys.readouterr().err
+
+
 def test_other_runtime_errors_are_not_swallowed():
     assert errors.explain(RuntimeError("shapes do not match")) is None
 
@@ -225,6 +245,13 @@ def test_misspelt_flags_of_other_verbs_are_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", "work/first", "--nonsense"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("lr", ["0", "-1", "nan", "inf"])
+def test_a_learning_rate_is_above_zero(lr, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["teacher", "--demos", "x", f"--lr={lr}"])
+    assert f"--lr: must be a number above 0, got {lr}" in capsys.readouterr().err
 
 
 # --- training lines
@@ -398,6 +425,30 @@ def test_labels_and_run_folder_come_from_the_paths():
     assert evaluation._labelled("work/first/align") == ("align", "work/first/align")
     assert evaluation._labelled(checkpoint) == ("align", checkpoint)
     assert evaluation._labelled("mine=work/first/align") == ("mine", "work/first/align")
+    assert evaluation._labelled("work/first/align/checkpoints/last")[0] == "align"
+    assert evaluation._run_folder(Path("work/first/align/checkpoints/last")) == Path("work/first/align")
+    assert evaluation._labelled("pretrained_model")[0] == "pretrained_model"
+
+
+def test_a_folder_of_the_wrong_level_is_told_which_one_is_meant(capsys, tmp_path, teacher):
+    def said(*words):
+        assert cli.main(list(words)) == 2
+        return capsys.readouterr().err
+
+    checkpoint = teacher / "checkpoints" / "last" / "pretrained_model"
+    assert f"the run's folder itself, {teacher}\n" in said("eval", str(teacher / "checkpoints"))
+    weights = checkpoint / "model.safetensors"
+    weights.write_text("")
+    assert f"that is a file; pass the folder it lies in, {checkpoint}\n" in said("eval", str(weights))
+    demos = tmp_path / "lib" / "demos"
+    (demos / "meta").mkdir(parents=True)
+    (demos / "meta" / "info.json").write_text("{}")
+    assert f"did you mean --demos {demos}?" in said("teacher", "--demos", str(demos.parent))
+    (demos / "meta" / "info.json").write_text("{")
+    assert f"{demos / 'meta' / 'info.json'} is damaged" in said("teacher", "--demos", str(demos))
+    (checkpoint / "config.json").write_text("[]")
+    message = said("finetune", "--demos", str(demos), "--from", str(teacher), "--dry-run")
+    assert f"{checkpoint / 'config.json'} holds a list" in message
 
 
 def test_two_policies_with_one_label_are_refused(capsys):

@@ -109,6 +109,10 @@ def test_recording_info_survives_its_file_and_refuses_unknown_fields(tmp_path):
     assert RecordingInfo.load(tmp_path / "elsewhere") is None
     with pytest.raises(ValueError, match="newer version"):
         RecordingInfo.from_dict({**info.to_dict(), "tactile": True})
+    for content in ("{", "[]"):
+        (tmp_path / "meta" / "vita_vla.json").write_text(content)
+        with pytest.raises(ValueError, match=r"vita_vla.json cannot be used.*restore it"):
+            RecordingInfo.load(tmp_path)
 
 
 def test_pictures_of_another_quality_are_named():

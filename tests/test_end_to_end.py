@@ -40,6 +40,7 @@ from end_to_end_helpers import (
 )
 from evaluation_helpers import comparable
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, check_loss
+from lerobot_policy_vita_vla.conventions import statistics_hash
 from lerobot_policy_vita_vla.demos.metaworld import GRIPPER_CLOSED, GRIPPER_OPEN
 from lerobot_policy_vita_vla.evaluation.results import read_episodes
 from lerobot_policy_vita_vla.teacher.load import load_teacher
@@ -390,6 +391,30 @@ def test_a_file_that_was_cut_off_is_named(capsys, demos, tmp_path):
     assert f"{file} is cut off" in said and f"vita-vla demos check {demos}" in said
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_training(capsys, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "teacher"
+    said = refusal(capsys, *train_words("teacher", run / "demos", out))
+    assert f"--out {out}: nothing can be written" in said and f"{tmp_path / 'file'} is a file" in said
+
+
+def test_a_dataset_that_contradicts_itself(capsys, demos, tmp_path):
+    info, stats = demos / "meta" / "info.json", demos / "meta" / "stats.json"
+    whole = info.read_text()
+    info.write_text(json.dumps(json.loads(whole) | {"fps": 10}))
+    said = refusal(capsys, *train_words("teacher", demos, tmp_path / "out"))
+    assert "says 10 frames" in said and "says 80 actions" in said and "demos replay" in said
+    info.write_text(whole)
+    numbers = json.loads(stats.read_text())
+    numbers[ACTION]["max"][0] = 3.0
+    stats.write_text(json.dumps(numbers))
+    assert cli.main(train_words("teacher", demos, tmp_path / "out")) == 0
+    assert f"{stats} is not the one that was recorded" in "".join(capsys.readouterr())
+    # A student's dataset is compared with what the teacher was trained on, not with what was recorded.
+    kept = config_of(checkpoint(tmp_path / "out"))["recording"]["statistics_hash"]
+    assert kept == statistics_hash(numbers)
+
+
 def test_nan_in_the_state_stops_the_training_and_is_named(capsys, demos, teacher, tmp_path):
     (file,) = (demos / "data").glob("*/*.parquet")
     table = pq.read_table(file)
@@ -448,10 +473,13 @@ def test_what_cannot_teach_is_refused(capsys, run, teacher, align, tmp_path):
     (diffusion / "config.json").write_text(json.dumps({"type": "diffusion", "horizon": 16}))
     assert "'diffusion'" in (said := refused(diffusion)) and "['act', 'seer']" in said
     assert "'vita_vla', which cannot teach" in refused(align)
+    assert "that is a dataset, not a trained policy" in refused(run / "demos")
     damaged = Path(shutil.copytree(checkpoint(teacher), tmp_path / "damaged"))
     with (damaged / "model.safetensors").open("r+b") as file:
         file.truncate(5_000)
     assert f"{damaged / 'model.safetensors'} is damaged" in refused(damaged)
+    (damaged / "config.json").write_text("{")
+    assert f"{damaged / 'config.json'} is damaged" in refused(damaged)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
@@ -544,6 +572,11 @@ def test_an_interrupted_training_goes_on_as_the_message_says(capsys, run, tmp_pa
     assert checkpoint(tmp_path / "out", "000004").is_dir()
     steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "train_log.jsonl").open()]
     assert steps == [1, 2, 3, 4]
+    capsys.readouterr()
+    assert cli.main([*resume, "--resume"]) == 0
+    assert f"nothing to do: {tmp_path / 'out'} is at step 4 already" in capsys.readouterr().out
+    resume = (*resume[:-1], "3")
+    assert "pass more than 4" in refusal(capsys, *resume, "--resume")
     first, second = (tmp_path / "out" / "command.txt").read_text().splitlines()
     assert "--policy.type=seer" in first and "--resume=true" in second
 
@@ -559,8 +592,9 @@ def test_a_resumed_run_finds_its_dataset_where_it_was_moved_and_takes_no_other(c
     said = refusal(capsys, *resume, str(other))
     assert f"--demos {other}" in said and f"was trained on {first}" in said
     first.rename(moved)
-    told = other / "meta" / "vita_vla.json"
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"statistics_hash": "0"}))
+    stats = json.loads((other / "meta" / "stats.json").read_text())
+    stats[STATE]["max"][0] += 1
+    (other / "meta" / "stats.json").write_text(json.dumps(stats))
     said = refusal(capsys, *resume, str(other))
     assert str(first) in said and "which is gone" in said
     assert cli.main([*resume, str(moved)]) == 0

@@ -41,6 +41,14 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path):
         load_manifest(path)
 
 
+@pytest.mark.parametrize(("content", "message"), [("{", "is damaged"), ("[]", "holds a list")])
+def test_a_manifest_that_is_none_is_named(tmp_path, content, message):
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} {message}"):
+        load_manifest(path)
+
+
 def test_a_manifest_is_written_once(tmp_path):
     path = tmp_path / "manifest.json"
     manifest = make_manifest("door-open", 3)

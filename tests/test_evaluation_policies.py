@@ -1,6 +1,7 @@
 """Saved LeRobot policies, in the simulator and against their teacher."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_a_training_run_is_played_with_its_last_checkpoint(seer, tmp_path):
     result = evaluate(in_memory, MANIFEST, tmp_path / "in_memory", label="a", **SMALL)
     assert result["execution"]["n_action_steps"] == 3
     assert result["policy_type"] == "seer"
+
+
+def test_a_checkpoint_that_was_not_copied_whole_is_named(seer, tmp_path):
+    whole = seer[0] / "checkpoints" / "last" / "pretrained_model"
+    copied = shutil.copytree(whole, tmp_path / "copied")
+    (copied / "policy_preprocessor.json").unlink()
+    with pytest.raises(ValueError, match="lacks policy_preprocessor.json.*whole pretrained_model folder"):
+        load_predictor(copied, MANIFEST, device="cpu")
+    (copied / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{copied / 'config.json'} is damaged"):
+        evaluate(copied, MANIFEST, tmp_path / "out", label="x", **SMALL)
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(seer, tmp_path):
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"--device {device}: .*it has cpu"):
+            evaluate(seer[0], MANIFEST, tmp_path, label="x", **{**SMALL, "device": device})
 
 
 def test_every_way_of_execution_can_be_asked_for(seer):

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "runs"))
@@ -89,6 +91,8 @@ def test_the_verb_prints_the_findings_and_ends_with_their_exit_code(tmp_path, ca
     shown = capsys.readouterr().out
     assert "BROKEN    gripper" in shown and '"gripper_open": 1.0' in shown
     assert json.loads(out.read_text())["settings"] == {"gripper_open": 1.0, "gripper_closed": -1.0}
+    assert main(["demos", "replay", str(tmp_path / "demos"), "--json", str(tmp_path)]) == 2
+    assert f"--json {tmp_path} is a folder; name a file" in capsys.readouterr().err
     assert main(["demos", "replay", str(tmp_path / "nowhere")]) == 2
     assert main(["demos", "replay", str(tmp_path / "demos"), "--simulator", "nothing:Here"]) == 2
     assert "cannot be imported" in capsys.readouterr().err
@@ -112,6 +116,9 @@ def test_starts_follow_the_recorded_seeds_even_where_attempts_failed():
     assert len(set(simulator.starts("Push", 1))) == 7
     with pytest.raises(ValueError, match="none of the recorded ones"):
         simulator.starts("Pull", 0)
+    info.seeds = {"push-v3": [7, 11]}
+    with pytest.raises(ValueError, match="names no seeds of push-wall-v3.*demos record"):
+        simulator.starts("Push", 0)
 
 
 def test_a_dataset_without_a_known_simulator_is_refused_with_the_flag():
@@ -121,6 +128,44 @@ def test_a_dataset_without_a_known_simulator_is_refused_with_the_flag():
         open_simulator(RecordingInfo("kitchen", {}, "x", 32, 20, "front"))
     with pytest.raises(ValueError, match="seeds"):
         open_simulator(None, "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator")
+
+
+def test_what_makes_no_simulator_is_refused():
+    for named in ("json:loads", "types:SimpleNamespace"):
+        with pytest.raises(ValueError, match=f"--simulator {named} makes no simulator"):
+            open_simulator(None, named)
+
+
+def test_damaged_pictures_and_episodes_are_named(tmp_path):
+    record_toy(tmp_path / "toy", LEROBOT, LEROBOT, frames=3)
+    (file,) = (tmp_path / "toy" / "data").glob("*/*.parquet")
+    info, whole = tmp_path / "toy" / "meta" / "info.json", pq.read_table(file)
+
+    def refused(message, **columns):
+        table = whole
+        for name, values in columns.items():
+            name = name.replace("__", ".")
+            place = whole.column_names.index(name)
+            table = table.set_column(
+                place, whole.schema.field(name), pa.array(values, whole.schema.field(name).type)
+            )
+        pq.write_table(table, file)
+        with pytest.raises(ValueError, match=message):
+            replay(tmp_path / "toy", simulator=ToyArm())
+
+    seen = whole["observation.images.front"].to_pylist()
+    cut = [{**picture, "bytes": picture["bytes"][:200]} for picture in seen]
+    refused("picture of observation.images.front is damaged.*demos check", observation__images__front=cut)
+    refused("has no frame of episode 1.*demos check", episode_index=[0, 0, 0, 7, 7, 7])
+    written = json.loads(info.read_text())
+    written["features"]["observation.images.front"]["shape"] = [48, 48, 3]
+    info.write_text(json.dumps(written))
+    refused("pictures of observation.images.front are 24 x 24 pixels, meta/info.json says 48 x 48")
+    written["features"]["joints"] = written["features"].pop("observation.state")
+    info.write_text(json.dumps(written))
+    names = [name.replace("observation.state", "joints") for name in whole.column_names]
+    whole = whole.rename_columns(names)
+    refused(r"has no \['observation.state'\]; it has .*'joints'.*rename")
 
 
 def test_another_robots_dataset_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
 from lerobot_policy_vita_vla.teacher.load import load_teacher
 from lerobot_policy_vita_vla.teacher.seer.batches import observations
 from lerobot_policy_vita_vla.teacher.seer.layout import StepLayout
-from lerobot_policy_vita_vla.teacher.seer.official import importing
+from lerobot_policy_vita_vla.teacher.seer.official import importing, torch_files
 from lerobot_policy_vita_vla.teacher.seer.official.checkpoint import open_checkpoint
 from lerobot_policy_vita_vla.teacher.seer.official.frozen_encoders import read_clip, read_mae
 from lerobot_policy_vita_vla.teacher.seer.official.importing import import_seer
@@ -403,6 +403,16 @@ def spoil(kind, path, tensors, mark):
         torch.save({"model": {"pos_embed": torch.zeros(1)}}, path)
     elif kind == "tensor":
         torch.save(torch.zeros(3), path)
+    elif kind == "new protocol":
+        path.write_bytes(pickle.dumps(Bomb(mark), protocol=4))
+    elif kind == "new protocol in a zip":
+        torch.save({"model_state_dict": {"module.x": Bomb(mark)}}, path, pickle_protocol=4)
+    elif kind == "new protocol, tensors only":
+        torch.save({"model_state_dict": {"module.x": torch.zeros(1)}}, path, pickle_protocol=4)
+    elif kind == "sparse":
+        save_seer(path, {**tensors, some: tensors[some].to_sparse()})
+    elif kind == "meta":
+        save_seer(path, {**tensors, some: tensors[some].to("meta")})
     elif kind == "script":
         torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
     elif kind == "missing":
@@ -430,6 +440,11 @@ def spoil(kind, path, tensors, mark):
     [
         ("code", r"carries code: loading it would call (io|builtins|_io)\.open.*Nothing of it was run"),
         ("pickle", "carries code"),
+        ("new protocol", r"carries code: loading it would call \w+\.open"),
+        ("new protocol in a zip", r"carries code: loading it would call \w+\.open"),
+        ("new protocol, tensors only", "pickle protocol that cannot be read.*save it again"),
+        ("sparse", r"1 sparse or without values \(module.transformer_backbone.h.1"),
+        ("meta", r"1 sparse or without values \(module.transformer_backbone.h.1"),
         ("page", "is a web page"),
         ("pointer", "Git LFS pointer"),
         ("empty", "is empty"),
@@ -453,6 +468,23 @@ def test_bad_checkpoints_are_refused_and_nothing_is_written(tmp_path, encoders, 
     with pytest.raises(ValueError, match=message):
         import_tiny(source, tmp_path / "new" / "out", encoders)
     assert not mark.exists() and sorted(tmp_path.iterdir()) == [source]
+
+
+def test_a_folder_in_place_of_a_file_and_a_target_that_cannot_be(tmp_path, encoders, tensors):
+    source = save_seer(tmp_path / "x.pth", tensors)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder.*files in it: x.pth"):
+        import_tiny(tmp_path, tmp_path / "out", encoders)
+    # Before anything is read.
+    with pytest.raises(ValueError, match=f"DST .*nothing can be written.*{source} is a file"):
+        import_tiny(tmp_path / "gone.pth", source / "out", encoders)
+    with pytest.raises(ValueError) as error:
+        torch_files.read_checkpoint(_pickled(tmp_path / "text.pth", b"\x80\x02K\x01K"))
+    assert "weights_only" not in str(error.value) and "Re-running" not in str(error.value)
+
+
+def _pickled(path, data):
+    path.write_bytes(data)
+    return path
 
 
 def test_layouts_that_cannot_be_told(tmp_path, encoders, tensors):
@@ -541,6 +573,55 @@ def test_unsafe_or_wrong_encoders(tmp_path, encoders, tensors):
     refused("image encoder has width 128(.|\n)*trained on one with 64", mae=wide)
     small = save_mae(tmp_path / "small", mae_tensors(side=7))
     refused("pictures of 112 px", mae=small)
+
+
+def test_nothing_is_downloaded_over_another_model(tmp_path, encoders, tensors):
+    source = save_seer(tmp_path / "x.pth", tensors)
+    mae, clip = tmp_path / "mae", tmp_path / "clip"
+    read_mae(encoders[0]).save_pretrained(mae)
+    for part in read_clip(encoders[1]):
+        part.save_pretrained(clip)
+    other = tmp_path / "vit-mae-base"
+    shutil.copytree(clip, other)
+    for given in (clip, encoders[1], other):
+        with pytest.raises(ValueError, match="were --mae and --clip swapped") as error:
+            import_tiny(source, tmp_path / "out", (given, mae))
+        assert f"--local-dir {given}\n" not in str(error.value)
+    assert f"--local-dir {other}-new\n" in str(error.value)
+    for given in (mae, encoders[0]):
+        with pytest.raises(ValueError, match="were --mae and --clip swapped") as error:
+            import_tiny(source, tmp_path / "out", (mae, given))
+        assert f"--local-dir {given}\n" not in str(error.value)
+    with pytest.raises(ValueError, match=f"pass the folder, --mae {mae}$"):
+        import_tiny(source, tmp_path / "out", (mae / "model.safetensors", clip))
+
+
+def test_damaged_and_halved_encoders_are_refused(tmp_path, encoders, tensors):
+    source = save_seer(tmp_path / "x.pth", tensors)
+
+    def refused(message, mae=encoders[0], clip=encoders[1]):
+        with pytest.raises(ValueError, match=message):
+            import_tiny(source, tmp_path / "out", (mae, clip))
+
+    poisoned = {**mae_tensors(), "norm.weight": torch.full((64,), float("nan"))}
+    refused(
+        "1 tensors with NaN or infinite numbers, such as layernorm.weight", save_mae(tmp_path / "a", poisoned)
+    )
+    refused(
+        "has 1 layers, this checkpoint was trained on one with 2",
+        save_mae(tmp_path / "b", mae_tensors(layers=1)),
+    )
+    mae, clip = tmp_path / "mae", tmp_path / "clip"
+    read_mae(encoders[0]).save_pretrained(mae)
+    model, tokenizer = read_clip(encoders[1])
+    tokenizer.save_pretrained(clip)
+    torch.nn.init.constant_(model.text_projection.weight, float("inf"))
+    model.save_pretrained(clip)
+    refused("NaN or infinite numbers, such as text_projection.weight", clip=clip)
+    for folder, which in ((mae, {"mae": mae}), (clip, {"clip": clip})):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+        refused(r"weights that its config.json does not describe \(1 layers\)", **which)
 
 
 def source_with(folder, model):

@@ -16,7 +16,7 @@ ROOT = SOURCE / PACKAGE
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # What a part may import from its own package, besides itself.
-SEAMS = {"contracts", "scales", "conventions", "conversion", "ema", "optimizer", "chunking"}
+SEAMS = {"contracts", "scales", "conventions", "conversion", "ema", "optimizer", "chunking", "files"}
 DEMOS = SEAMS | {"demos"}
 TEACHER = DEMOS | {"teacher"}
 VLA = TEACHER | {"vla", "vlm"}

@@ -213,6 +213,8 @@ class RecordingInfo:
         Raises:
             ValueError: For fields this version does not know, or a missing one.
         """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"the recording info is a {type(record).__name__}, not an object {{...}}")
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(record) - known):
             raise ValueError(
@@ -232,9 +234,21 @@ class RecordingInfo:
 
     @classmethod
     def load(cls, root: str | Path) -> RecordingInfo | None:
-        """Read it back; None for a dataset that was not recorded by this package."""
+        """Read it back; None for a dataset that was not recorded by this package.
+
+        Raises:
+            ValueError: The file is damaged; names it.
+        """
         path = Path(root) / RECORDING_FILE
-        return cls.from_dict(json.loads(path.read_text())) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be used ({error}); restore it from a copy, or remove it where nothing is "
+                "known of the recording"
+            ) from None
 
     def picture_differences(self, other: Mapping[str, Any]) -> list[str]:
         """What differs from what a policy was trained on, one line each, as far as both say it."""

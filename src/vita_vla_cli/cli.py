@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _kept(args: argparse.Namespace) -> str:
     try:
         return args.kept(args)
-    except ValueError:
-        return ""  # the arguments that would say where are the ones that are wrong
+    except (OSError, ValueError):  # what is wrong with the arguments is being told already
+        return ""
 
 
 @contextlib.contextmanager

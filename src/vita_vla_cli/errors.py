@@ -7,6 +7,17 @@ import os
 import shutil
 from pathlib import Path
 
+WRONG_WITH_PATH = {
+    errno.EACCES: "this user may not read or write there",
+    errno.EPERM: "this user may not read or write there",
+    errno.EROFS: "its file system can only be read",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "it is a folder, and a file is needed",
+    errno.ENOENT: "there is no such file or folder",
+    errno.EEXIST: "it exists already",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+"""What the system says of a path, in words."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -28,6 +39,8 @@ def explain(error: BaseException, *, kept: str = "", memory_hint: str = "") -> t
         return f"error: out of memory: {first}{hint}{kept_line}", USER_ERROR
     if _is_full_disk(error):
         return f"error: {_disk(error)}{kept_line}", USER_ERROR
+    if isinstance(error, OSError) and error.filename is not None and not _offline_hint(error):
+        return f"error: {_path(error)}", USER_ERROR
     if isinstance(error, ValueError | FileNotFoundError | FileExistsError):
         return f"error: {_text(error)}{_offline_hint(error)}", USER_ERROR
     if _offline_hint(error):
@@ -68,6 +81,11 @@ def _disk(error: BaseException) -> str:
         f"the disk that holds {existing} is full ({free:.1f} GiB free of {total:.1f} GiB): free some space, "
         "or choose a folder on another disk with --out or --root"
     )
+
+
+def _path(error: OSError) -> str:
+    reason = WRONG_WITH_PATH.get(error.errno, (error.strerror or type(error).__name__).lower())
+    return f"{os.fsdecode(error.filename)} cannot be used: {reason}. Pass another path"
 
 
 def _offline_hint(error: BaseException) -> str:

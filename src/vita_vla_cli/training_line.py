@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 COMMON = (
     # Frames lie in memory (training/frame_cache.py); each worker would import all of LeRobot again, 5-10 s.
@@ -122,7 +123,10 @@ def dataset_folder(path: Path) -> Path:
 
     LeRobot answers a missing part by asking the hub for the dataset, whose error says nothing about it.
     """
-    if not (path / "meta" / "info.json").is_file():
+    info = path / "meta" / "info.json"
+    if not info.is_file():
+        if nested := sorted(inner.parents[1] for inner in path.glob("*/meta/info.json")):
+            raise ValueError(f"--demos {path}: no LeRobotDataset there; did you mean --demos {nested[0]}?")
         if path.with_name(path.name + ".recording").is_dir():
             raise ValueError(
                 f"--demos {path}: its recording has not finished (there is {path}.recording); the command "
@@ -132,6 +136,7 @@ def dataset_folder(path: Path) -> Path:
             f"--demos {path}: no LeRobotDataset there (meta/info.json is missing). Record one:\n"
             f"  vita-vla demos record --tasks door-open,drawer-open --episodes 60 --root {path}"
         )
+    read_json(info)
     if missing := [part for part in DATASET_PARTS if not any(path.glob(part))]:
         raise ValueError(
             f"--demos {path}: the dataset is incomplete, {', '.join(missing)} missing. Its recording was not "
@@ -157,7 +162,7 @@ def dataset_since_moved(config: Path, demos: Path, extra: Sequence[str]) -> list
     Raises:
         ValueError: The run was trained on another dataset, or ``demos`` does not hold one.
     """
-    saved = json.loads(config.read_text())
+    saved = read_json(config)
     # The hub's, or named as LeRobot does.
     if saved["dataset"]["root"] is None or _value(extra, "dataset.root") is not None:
         return []
@@ -172,15 +177,30 @@ def dataset_since_moved(config: Path, demos: Path, extra: Sequence[str]) -> list
             f"--demos {demos}: the run to be resumed was trained on {root}. Name that folder, or start a run "
             "on these demonstrations: without --resume, with another --out"
         )
-    from lerobot_policy_vita_vla.conventions import RecordingInfo
+    from lerobot_policy_vita_vla.conventions import statistics_hash
 
-    known, here = (saved["policy"].get("recording") or {}).get("statistics_hash"), RecordingInfo.load(demos)
-    if known and here and here.statistics_hash and known != here.statistics_hash:
+    known = (saved["policy"].get("recording") or {}).get("statistics_hash")
+    if known and known != statistics_hash(read_json(demos / "meta" / "stats.json")):
         raise ValueError(
             f"--demos {demos}: the run to be resumed was trained on {root}, which is gone, and these "
             "demonstrations have other statistics. Name where that dataset lies now"
         )
     return [f"--dataset.root={demos}"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that must hold an object.
+
+    Raises:
+        ValueError: It does not; names the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # bytes that are no text are one, too
+        raise ValueError(f"{path} is damaged ({error}); copy it again, or make it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object {{...}}; copy it again")
+    return content
 
 
 def _is_whole(parquet: Path) -> bool:
@@ -216,7 +236,13 @@ def checkpoint_folder(
         return path
     if not must_exist:
         return str(folder / "checkpoints" / "last" / "pretrained_model")
-    if folder.is_dir():
+    if folder.is_file():
+        raise ValueError(f"{flag} {path}: that is a file; pass the folder it lies in, {folder.parent}")
+    if folder.name == "checkpoints" and (folder / "last").exists():
+        raise ValueError(f"{flag} {path}: pass the run's folder itself, {folder.parent}")
+    if (folder / "meta" / "info.json").is_file():
+        problem = "that is a dataset, not a trained policy"
+    elif folder.is_dir():
         problem = "there is no finished checkpoint in it (checkpoints/last/pretrained_model/config.json)"
     else:
         problem = "no such folder (a model of the hub needs --online)"
@@ -229,7 +255,7 @@ def _robots_inputs(demos: Path) -> str | None:
     None where the dataset holds nothing else. Seer leaves the simulator's state out by itself.
     """
     info = demos / "meta" / "info.json"
-    features = json.loads(info.read_text())["features"] if info.is_file() else {}
+    features = read_json(info).get("features", {}) if info.is_file() else {}
     if not {PRIVILEGED_STATE, TEACHER_FEATURES} & set(features):
         return None
     inputs = {}

@@ -141,7 +141,7 @@ def _check_recording(layout: Layout) -> Iterator[Finding]:
     try:
         info = RecordingInfo.load(layout.root)
     except ValueError as error:
-        yield Finding(WARNING, f"meta/vita_vla.json cannot be used: {error}", "")
+        yield Finding(WARNING, str(error), "")
         return
     if info is None:
         name = looks_like(layout.info)

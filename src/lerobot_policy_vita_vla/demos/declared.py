@@ -10,7 +10,6 @@ unasked: two datasets with the same columns may mean different things.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo, s
 from lerobot_policy_vita_vla.demos import libero_suite
 from lerobot_policy_vita_vla.demos.check_files import PICTURES, Layout, read_layout
 from lerobot_policy_vita_vla.demos.findings import Findings
+from lerobot_policy_vita_vla.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,20 @@ def remembered(dataset_meta: Any) -> dict[str, Any]:
 
     Args:
         dataset_meta: LeRobot's dataset metadata, or None.
+
+    Raises:
+        ValueError: The dataset's two descriptions name different frame rates.
     """
     if (root := getattr(dataset_meta, "root", None)) is None:
         return {}
-    if (path := Path(root) / RECORDING_FILE).is_file():
-        return json.loads(path.read_text())
-    if not (path := Path(root) / "meta" / "info.json").is_file():
+    path = Path(root) / "meta" / "info.json"
+    if (told := RecordingInfo.load(root)) is not None:
+        if path.is_file():
+            _check_rate(told, read_json(path)["fps"], root)
+        return _with_true_hash(told, path.with_name("stats.json"))
+    if not path.is_file():
         return {}
-    written = json.loads(path.read_text())
+    written = read_json(path)
     sizes = {_size(f["shape"]) for f in written["features"].values() if f["dtype"] in PICTURES}
     name = looks_like(written)
     logger.warning(
@@ -99,8 +105,34 @@ def remembered(dataset_meta: Any) -> dict[str, Any]:
     )
     info = RecordingInfo("", {}, "", sizes.pop()[0] if len(sizes) == 1 else 0, written["fps"], "")
     if (stats := path.with_name("stats.json")).is_file():
-        info.statistics_hash = statistics_hash(json.loads(stats.read_text()))
+        info.statistics_hash = statistics_hash(read_json(stats))
     return info.to_dict()
+
+
+def _check_rate(told: RecordingInfo, fps: float, root: str | Path) -> None:
+    if told.control_hz != fps and not is_label(told, fps):
+        raise ValueError(
+            f"{root}: meta/info.json says {fps:g} frames per second, {RECORDING_FILE} says "
+            f"{told.control_hz:g} actions per second. Find out which is true, and write it into the other "
+            f"file:\n  vita-vla demos replay {root}"
+        )
+
+
+def _with_true_hash(told: RecordingInfo, stats: Path) -> dict[str, Any]:
+    # What is trained is scaled by the numbers that are there, whatever was recorded.
+    found = statistics_hash(read_json(stats)) if stats.is_file() else told.statistics_hash
+    if told.statistics_hash and found != told.statistics_hash:
+        logger.warning(
+            "%s is not the one that was recorded (statistics_hash %s there, %s in %s): what is trained now "
+            "has another scale than what was trained before. Restore it, or train teacher and student again "
+            "on this dataset",
+            stats,
+            found,
+            told.statistics_hash,
+            RECORDING_FILE,
+        )
+        told.statistics_hash = found
+    return told.to_dict()
 
 
 def command(root: str | Path, name: str) -> str:

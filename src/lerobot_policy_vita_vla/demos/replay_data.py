@@ -65,7 +65,10 @@ class Recording:
             raise ValueError(f"{self.root} cannot be replayed:\n{Findings(found)}")
         self.layout, self._columns = layout, columns
         if missing := [name for name in (ACTION, STATE) if name not in columns]:
-            raise ValueError(f"{self.root} cannot be replayed: it has no {missing}")
+            raise ValueError(
+                f"{self.root} cannot be replayed: it has no {missing}; it has {sorted(columns)}. If the "
+                "robot's numbers have other names, rename those features to action and observation.state"
+            )
         self.info = RecordingInfo.load(self.root)
         self.fps: float = layout.info["fps"]
         self.cameras = layout.keys(*PICTURES)
@@ -105,6 +108,11 @@ class Recording:
     def episode(self, index: int, instruction: str, number: int, n_pictures: int) -> RecordedEpisode:
         """Read one episode with pictures of its first and ``n_pictures - 1`` later frames."""
         rows = np.flatnonzero(self._columns["episode_index"] == index)
+        if not len(rows):
+            raise ValueError(
+                f"{self.root} has no frame of episode {index}, which meta/episodes names: "
+                f"vita-vla demos check {self.root}"
+            )
         columns = [key for key in (STATE, PRIVILEGED_STATE) if key in self._columns]
         frames = np.unique(np.linspace(0, len(rows) - 1, n_pictures).astype(int)) if self.cameras else []
         return RecordedEpisode(
@@ -131,18 +139,29 @@ class Recording:
             for group in range(file.num_row_groups):
                 if row < (count := file.metadata.row_group(group).num_rows):
                     stored = file.read_row_group(group, columns=self.cameras).slice(row, 1).to_pylist()[0]
-                    return {key: _decoded(stored[key]["bytes"]) for key in self.cameras}
+                    return {key: self._decoded(key, stored[key]["bytes"]) for key in self.cameras}
                 row -= count
         raise ValueError(
             f"{self.root} has no frame {row} behind its last one: vita-vla demos check {self.root}"
         )
+
+    def _decoded(self, key: str, file: bytes) -> np.ndarray:
+        try:
+            picture = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"{self.root}: a picture of {key} is damaged ({error}); copy or record the dataset again. "
+                f"How much of it is: vita-vla demos check {self.root}"
+            ) from None
+        if picture.shape[:2] != (size := self.image_sizes[key]):
+            raise ValueError(
+                f"{self.root}: pictures of {key} are {picture.shape[0]} x {picture.shape[1]} pixels, "
+                f"meta/info.json says {size[0]} x {size[1]}; correct it there, or record again"
+            )
+        return picture
 
     @cached_property
     def _dataset(self):
         from lerobot.datasets import LeRobotDataset
 
         return LeRobotDataset(f"local/{self.root.name}", root=self.root, video_backend=VIDEO_BACKEND)
-
-
-def _decoded(file: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))

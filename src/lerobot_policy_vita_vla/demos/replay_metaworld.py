@@ -63,6 +63,14 @@ class MetaworldSimulator:
             raise ValueError(
                 f"the instruction {instruction!r} is none of the recorded ones: {sorted(self._info.tasks)}"
             )
+        names = self._info.task_names
+        for field in ("seeds", "kept", "tried"):
+            if missing := [name for name in names if name not in getattr(self._info, field)]:
+                raise ValueError(
+                    f"meta/vita_vla.json names no {field} of {', '.join(missing)}, so that its episodes' "
+                    "starts are not known: restore the file from a copy, or record again with "
+                    f"vita-vla demos record --tasks {','.join(names)}"
+                )
         likely, others = [], []
         for task in self._info.tasks[instruction].split(","):
             first, last = self._info.seeds[task]

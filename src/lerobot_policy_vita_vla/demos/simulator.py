@@ -78,6 +78,9 @@ class Simulator(Protocol):
         ...
 
 
+MEMBERS = tuple(name for name in vars(Simulator) if not name.startswith("_"))
+"""Methods of one."""
+
 SIMULATORS = {
     "metaworld": "lerobot_policy_vita_vla.demos.replay_metaworld:MetaworldSimulator",
     "libero": "lerobot_policy_vita_vla.demos.replay_libero:LiberoSimulator",
@@ -103,4 +106,13 @@ def open_simulator(info: RecordingInfo | None, named: str | None = None) -> Simu
         factory: Callable[[RecordingInfo | None], Simulator] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"the simulator {where!r} cannot be imported: {error}") from error
-    return factory(info)
+    if not named:
+        return factory(info)
+    needs = "docs/conventions.md shows what a simulator needs"
+    try:
+        made = factory(info)
+    except TypeError as error:
+        raise ValueError(f"--simulator {where} makes no simulator: {error}; {needs}") from error
+    if missing := [member for member in MEMBERS if not hasattr(made, member)]:
+        raise ValueError(f"--simulator {where} makes no simulator: it lacks {', '.join(missing)}; {needs}")
+    return made

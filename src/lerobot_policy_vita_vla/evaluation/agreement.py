@@ -17,6 +17,7 @@ import torch
 from lerobot_policy_vita_vla.contracts import ActionSpec
 from lerobot_policy_vita_vla.conventions import match_cameras
 from lerobot_policy_vita_vla.demos.dataset import VIDEO_BACKEND
+from lerobot_policy_vita_vla.evaluation.checks import check_device
 from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder, load_policy
 
 SAMPLES = 512
@@ -73,6 +74,7 @@ def agreement(
     """
     from lerobot_policy_vita_vla.teacher.load import load_teacher
 
+    check_device(device)
     master = load_teacher(checkpoint_folder(teacher), device)
     policy, preprocess, postprocess = load_policy(checkpoint_folder(student), device)
     batches = _batches(Path(dataset_root), policy, master, samples, batch_size, seed)

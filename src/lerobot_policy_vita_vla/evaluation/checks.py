@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
 from lerobot_policy_vita_vla.conversion import Conversion, plan_conversion
 from lerobot_policy_vita_vla.demos.scenes import LIBERO, conventions, scenes_of
@@ -138,6 +140,19 @@ def conversion_of(recording: Mapping[str, Any], manifest: Manifest) -> Conversio
         return None
     policy = Conventions.from_dict(recording["conventions"])
     return Conversion(policy, conventions(manifest.suite, manifest.observation_size, manifest.protocol))
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that there is not, naming those that there are.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+    """
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    more = {"mps": torch.backends.mps.is_available, "xpu": torch.xpu.is_available}
+    there += [name for name, is_available in more.items() if is_available()]
+    if device not in (*there, *(name.partition(":")[0] for name in there)):
+        raise ValueError(f"--device {device}: this machine has no such device; it has {', '.join(there)}")
 
 
 def _own_words(info: RecordingInfo) -> tuple[str, str]:

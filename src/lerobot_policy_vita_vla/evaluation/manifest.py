@@ -17,6 +17,7 @@ from typing import Any
 from lerobot_policy_vita_vla.demos import scenes
 from lerobot_policy_vita_vla.demos.suite import SUITE
 from lerobot_policy_vita_vla.evaluation.results import write_json
+from lerobot_policy_vita_vla.files import read_json
 
 VERSION = 1
 SEED = scenes.METAWORLD.seed
@@ -153,7 +154,7 @@ def load_manifest(path: str | Path) -> Manifest:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no manifest at {path}; write one first with make_manifest(...).save(path)")
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     known = (scenes.METAWORLD.name, scenes.LIBERO.name)
     if stored.get("version") != VERSION or stored.get("suite") not in known:
         raise ValueError(

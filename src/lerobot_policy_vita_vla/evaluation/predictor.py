@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from lerobot_policy_vita_vla.conversion import Conversion
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD, STATE, Scenes, scenes_of
 from lerobot_policy_vita_vla.evaluation.checks import conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
+from lerobot_policy_vita_vla.files import read_json
 from lerobot_policy_vita_vla.teacher.load import checkpoint_fingerprint, locate_checkpoint
 
 PICTURE = "pixels"
@@ -184,11 +184,15 @@ def load_predictor(
         device: ``"cpu"``, ``"cuda"``, ...
         n_action_steps: See `PolicyPredictor`.
         temporal_ensemble_coeff: See `PolicyPredictor`.
+
+    Raises:
+        ValueError: The checkpoint was copied without its processors.
     """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 
     folder = checkpoint_folder(path)
+    check_processors(folder)
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path, config.device = folder, device
     scenes = scenes_of(manifest.suite)
@@ -224,6 +228,7 @@ def load_policy(folder: Path, device: str) -> tuple[Any, Any, Any]:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+    check_processors(folder)
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
     policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
@@ -262,6 +267,23 @@ def checkpoint_folder(path: str | Path) -> Path:
         ) from error
 
 
+def check_processors(folder: Path) -> None:
+    """Raise ValueError where a checkpoint's pipelines before and after the policy are missing.
+
+    LeRobot takes such a checkpoint for one of its older versions and advises to convert it.
+
+    Args:
+        folder: The ``pretrained_model`` folder.
+    """
+    wanted = [f"policy_{name}processor.json" for name in ("pre", "post")]
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} lacks {' and '.join(missing)}: not all of the checkpoint was copied. Copy the whole "
+            "pretrained_model folder again (one that LeRobot saved before 0.4 has none: convert it with "
+            f"python -m lerobot.processor.migrate_policy_normalization --pretrained-path {folder})"
+        )
+
+
 def state_fingerprint(policy: torch.nn.Module) -> str:
     """As `checkpoint_fingerprint` for a policy in memory: SHA-256 over its weights."""
     digest = hashlib.sha256(type(policy).__name__.encode())
@@ -273,7 +295,7 @@ def state_fingerprint(policy: torch.nn.Module) -> str:
 
 def read_recording(path: str | Path) -> dict[str, Any]:
     """How the demonstrations of a checkpoint were recorded; empty for policies that do not keep it."""
-    return json.loads((checkpoint_folder(path) / "config.json").read_text()).get("recording") or {}
+    return read_json(checkpoint_folder(path) / "config.json").get("recording") or {}
 
 
 def recording_defaults(path: str | Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ the order, or of which episodes run at the same time (`play`, `batching`).
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -28,7 +27,7 @@ from lerobot_policy_vita_vla.chunking import check_chunking
 from lerobot_policy_vita_vla.demos.scenes import check_ready, scenes_of
 from lerobot_policy_vita_vla.evaluation import results
 from lerobot_policy_vita_vla.evaluation.batching import BatchPlan, settle_batch
-from lerobot_policy_vita_vla.evaluation.checks import check_recording, check_same_run
+from lerobot_policy_vita_vla.evaluation.checks import check_device, check_recording, check_same_run
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest, load_manifest
 from lerobot_policy_vita_vla.evaluation.play import play
 from lerobot_policy_vita_vla.evaluation.pool import EpisodeQueue, WorkerPool
@@ -40,6 +39,7 @@ from lerobot_policy_vita_vla.evaluation.predictor import (
 )
 from lerobot_policy_vita_vla.evaluation.record import RunRecord
 from lerobot_policy_vita_vla.evaluation.worker import Settings
+from lerobot_policy_vita_vla.files import read_json
 from lerobot_policy_vita_vla.teacher.load import checkpoint_fingerprint
 
 SCENE_KEYS = ("suite", "protocol", "quality", "observation_size", "episode_length")
@@ -120,6 +120,7 @@ def evaluate(
     manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
     check_ready(manifest.suite)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     if threads is None:
         threads = max(1, usable_cores() // 2) if device == "cpu" else 1
     rows = inference_batch or ROWS
@@ -237,7 +238,7 @@ def _history(policy: str | Path | ChunkPredictor) -> int:
         return 1
     if not isinstance(policy, str | Path):
         return policy.n_obs_steps
-    return json.loads((checkpoint_folder(policy) / "config.json").read_text()).get("n_obs_steps") or 1
+    return read_json(checkpoint_folder(policy) / "config.json").get("n_obs_steps") or 1
 
 
 def _fingerprint(policy: str | Path | ChunkPredictor) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from lerobot_policy_vita_vla.evaluation.checks import check_device
 from lerobot_policy_vita_vla.serving.limits import ActionLimits, demonstrated_limits, read_limits
 from lerobot_policy_vita_vla.serving.responder import Responder
 from lerobot_policy_vita_vla.serving.served import ServedPolicy
@@ -40,6 +41,7 @@ def make_responder(
     Raises:
         ValueError: A checkpoint or the limits cannot be used.
     """
+    check_device(device)
     served = ServedPolicy.load(policy, device)
     second = ServedPolicy.load(fallback, device) if fallback is not None else None
     responder = Responder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from lerobot_policy_vita_vla.contracts import Teacher
+from lerobot_policy_vita_vla.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teache
         ValueError: There is no such checkpoint, its type is not supported, or its weights are incomplete.
     """
     folder = find_pretrained_model(path)
-    kind = json.loads((folder / CONFIG).read_text()).get("type")
+    kind = read_json(folder / CONFIG).get("type")
     if kind not in LOADERS:
         raise ValueError(
             f"{folder} holds a policy of type {kind!r}, which cannot teach; supported: {sorted(LOADERS)}"

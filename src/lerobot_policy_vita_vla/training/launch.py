@@ -211,7 +211,7 @@ def _refusals():
         yield
     except SystemExit as stop:
         reason: BaseException = stop
-        while cause := reason.__cause__ or reason.__context__:
+        while cause := reason.__cause__ or (None if reason.__suppress_context__ else reason.__context__):
             reason = cause
         if reason is stop:
             raise

@@ -9,7 +9,6 @@ A checkpoint folder holds, beside LeRobot's own files,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_vita_vla.ema import PREFIX as EMA_PREFIX
 from lerobot_policy_vita_vla.ema import fold_average
+from lerobot_policy_vita_vla.files import read_json
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 from lerobot_policy_vita_vla.vla.lora import adapted_names
 from lerobot_policy_vita_vla.vla.stages import check_stage_order
@@ -74,7 +74,7 @@ def open_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
             else ""
         )
         raise ValueError(f"{folder} has no config.json{inside}")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if config.get("type") != "vita_vla":
         raise ValueError(f"{folder} holds a policy of type {config.get('type')!r}, expected 'vita_vla'")
     return Checkpoint(folder, config)

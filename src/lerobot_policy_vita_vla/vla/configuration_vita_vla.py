@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from lerobot_policy_vita_vla.contracts import TEACHER_FEATURES, reasons_shown
+from lerobot_policy_vita_vla.files import read_json
 from lerobot_policy_vita_vla.optimizer import FusedAdamWConfig
 from lerobot_policy_vita_vla.vla.accumulation import AccumulatingAdamWConfig
 from lerobot_policy_vita_vla.vla.presets import preset_values
@@ -290,7 +290,7 @@ def _teacher_chunk_size(teacher_path: str) -> int:
     from lerobot_policy_vita_vla.teacher.load import LOADERS, find_pretrained_model
 
     folder = find_pretrained_model(teacher_path)
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_json(folder / "config.json")
     size = saved.get("chunk_size")
     if not isinstance(size, int):
         raise ValueError(

@@ -195,7 +195,12 @@ def _declare(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from lerobot_policy_vita_vla.demos.replay import replay
+    from lerobot_policy_vita_vla.files import check_writable
 
+    if args.json is not None:
+        if args.json.is_dir():
+            raise ValueError(f"--json {args.json} is a folder; name a file, {args.json / 'replay.json'}")
+        check_writable(args.json, "--json")
     if args.simulator:
         sys.path.insert(0, str(Path.cwd()))  # where a module of the user's own lies
     report = replay(args.root, episodes=args.episodes, simulator=args.simulator)

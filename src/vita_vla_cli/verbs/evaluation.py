@@ -282,6 +282,5 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _run_folder(path: Path) -> Path:
     """The training run that a checkpoint folder belongs to (RUN/checkpoints/STEP/pretrained_model)."""
-    if path.name == "pretrained_model" and path.parents[1].name == "checkpoints":
-        return path.parents[2]
-    return path
+    step = path.parent if path.name == "pretrained_model" else path
+    return step.parents[1] if step.parent.name == "checkpoints" else path

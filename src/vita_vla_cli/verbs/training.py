@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -93,7 +93,9 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
         "--batch-size", type=_positive, default=batch, help=f"samples per update (default: {batch})"
     )
     p.add_argument(
-        "--lr", type=float, help=f"peak learning rate (default: {lr:g} {small}, else the policy's own)"
+        "--lr",
+        type=_positive_number,
+        help=f"peak learning rate (default: {lr:g} {small}, else the policy's own)",
     )
     p.add_argument(
         "--seed", type=int, default=FULL.seed, help=f"of weights and data order (default: {FULL.seed})"
@@ -126,10 +128,16 @@ def run(name: str, args: argparse.Namespace) -> int:
     print("equivalent: " + shlex.join(["lerobot-train", *argv]))
     if args.dry_run:
         return 0
-    if not args.resume:
+    if args.resume:
+        if (done := _steps_done(args.out)) >= args.steps:
+            return _nothing_to_do(args, done)
+    else:
         _make_room(args.out, args.overwrite)
+    from lerobot_policy_vita_vla.files import check_writable
     from lerobot_policy_vita_vla.training.launch import run_training
 
+    # Where nothing can be written is found out now, not by the first checkpoint.
+    check_writable(args.out / "checkpoints" if args.resume else args.out, "--out")
     run_training(argv, cache=not args.no_cache)
     print(f"trained: {args.out}/checkpoints/last/pretrained_model")
     return 0
@@ -233,7 +241,7 @@ def _vlm_of(checkpoint: str) -> str | None:
 def _saved_config(checkpoint: str) -> dict:
     """A local checkpoint's config.json; empty for one of the hub, or one that is still to be made."""
     config = Path(checkpoint) / "config.json"
-    return json.loads(config.read_text()) if config.is_file() else {}
+    return training_line.read_json(config) if config.is_file() else {}
 
 
 def _resume(args: argparse.Namespace) -> list[str]:
@@ -243,6 +251,20 @@ def _resume(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"--resume: {config} does not exist; start the run without --resume")
     moved = training_line.dataset_since_moved(config, args.demos, args.extra)
     return [f"--config_path={config}", "--resume=true", f"--steps={args.steps}", *moved, *args.extra]
+
+
+def _steps_done(out: Path) -> int:
+    """Updates behind the last checkpoint, 0 where it does not say."""
+    state = (out / training_line.TRAIN_CONFIG).parents[1] / "training_state" / "training_step.json"
+    return training_line.read_json(state).get("step", 0) if state.is_file() else 0
+
+
+def _nothing_to_do(args: argparse.Namespace, done: int) -> int:
+    fix = f"--steps counts from the run's start; to go on, pass more than {done}, such as --steps {2 * done}"
+    if done > args.steps:
+        raise ValueError(f"--resume --steps {args.steps}: {args.out} is at step {done} already; {fix}")
+    print(f"nothing to do: {args.out} is at step {done} already; {fix}")
+    return 0
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
@@ -286,4 +308,11 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return value

@@ -150,6 +150,13 @@ def load_mae(source: str | Path) -> nn.Module:
     vit, info = ViTMAEModel.from_pretrained(source, mask_ratio=0.0, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{source} lacks weights of the MAE ViT: {sorted(info['missing_keys'])[:5]} ...")
+    # The pretraining model's decoder is no part of the encoder.
+    if unknown := sorted(key for key in info["unexpected_keys"] if not key.startswith("decoder")):
+        raise ValueError(
+            f"{source} holds weights that its config.json does not describe ({vit.config.num_hidden_layers} "
+            f"layers): {unknown[:5]} ... Part of the MAE ViT would be left out; get config.json and weights "
+            "again, from one place"
+        )
     return vit
 
 

@@ -99,6 +99,14 @@ def load_clip(source: str | Path) -> tuple[nn.Module, Any]:
         raise ValueError(
             f"{source} lacks weights of CLIP's text model: {sorted(info['missing_keys'])[:5]} ..."
         )
+    # Of the whole CLIP; position_ids were stored by older versions of transformers.
+    known = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
+    if unknown := sorted(key for key in info["unexpected_keys"] if not key.startswith(known)):
+        raise ValueError(
+            f"{source} holds weights that its config.json does not describe "
+            f"({model.config.num_hidden_layers} layers): {unknown[:5]} ... Part of CLIP's text model would "
+            "be left out; get config.json and weights again, from one place"
+        )
     return model, AutoTokenizer.from_pretrained(source)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lerobot_policy_vita_vla.teacher.seer.official.layouts import (
@@ -158,6 +159,9 @@ def _check(tensors: dict[str, Tensor], layout: SeerLayout, path: Path) -> None:
             f"{PREFIX}{name} {tuple(tensors[name].shape)}, expected {expected[name]}"
             for name in shared
             if tuple(tensors[name].shape) != expected[name]
+        ],
+        "sparse or without values": [
+            PREFIX + n for n in shared if tensors[n].layout != torch.strided or tensors[n].is_meta
         ],
         "not numbers of floating point": [PREFIX + n for n in shared if not tensors[n].is_floating_point()],
     }

@@ -24,6 +24,7 @@ from lerobot_policy_vita_vla.teacher.seer.official.original_encoders import (
     original_clip,
     original_mae,
 )
+from lerobot_policy_vita_vla.teacher.seer.official.torch_files import first_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -57,6 +58,15 @@ class Source:
         theirs = self.original + (f" beside {VOCABULARY}" if self.further != ((),) else "")
         return f"{ours} (Hugging Face's format), or {theirs} (the original)"
 
+    def fix_beside(self, path: Path | str) -> str:
+        """What fetches it, where ``path`` holds something else that must stay as it is."""
+        folder = Path(path)
+        folder = folder.parent if folder.is_file() else folder
+        new = folder.with_name(self.repo.rpartition("/")[2])
+        while new.exists():
+            new = new.with_name(f"{new.name}-new")
+        return self.fix(new)
+
     def fix(self, folder: Path | str) -> str:
         """What fetches it."""
         return f"Get it with\n  hf download {self.repo} --local-dir {folder}\nand pass {self.flag} {folder}"
@@ -87,8 +97,11 @@ def read_mae(path: str | Path) -> nn.Module:
     """
     folder, original = _locate(path, MAE)
     if original is not None:
-        return original_mae(original, MAE.fix(folder))
+        vit = original_mae(original, MAE.fix_beside(folder))
+        _check_finite(vit, original, MAE)
+        return vit
     vit = _hugging_face(load_mae, folder, MAE)
+    _check_finite(vit, folder, MAE)
     vit.config.layer_norm_eps = MAE_EPS
     for module in vit.modules():
         if isinstance(module, nn.LayerNorm):
@@ -100,8 +113,11 @@ def read_clip(path: str | Path) -> tuple[nn.Module, Any]:
     """CLIP's text model with its projection, and its tokenizer; raises as `read_mae`."""
     folder, original = _locate(path, CLIP)
     if original is not None:
-        return original_clip(original, CLIP.fix(folder))
-    return _hugging_face(load_clip, folder, CLIP)
+        model, tokenizer = original_clip(original, CLIP.fix_beside(folder))
+    else:
+        model, tokenizer = _hugging_face(load_clip, folder, CLIP)
+    _check_finite(model, original or folder, CLIP)
+    return model, tokenizer
 
 
 def from_hub(source: Source) -> Path:
@@ -127,6 +143,11 @@ def _locate(path: str | Path, source: Source) -> tuple[Path, Path | None]:
     """The folder, and the original file if it is that."""
     path = Path(path).expanduser()
     if path.is_file():
+        if path.suffix == ".safetensors" or path.name in ("config.json", *WEIGHTS):
+            raise ValueError(
+                f"{path} is one file of {source.what} in Hugging Face's format: pass the folder, "
+                f"{source.flag} {path.parent}"
+            )
         return path.parent, path
     if (path / source.original).is_file():
         return path, path / source.original
@@ -139,15 +160,36 @@ def _locate(path: str | Path, source: Source) -> tuple[Path, Path | None]:
         there = f"lacks {', '.join(missing)}" if path.is_dir() else "does not exist"
         raise ValueError(
             f"Seer's checkpoints do not hold {source.what}, and {path} {there}. Needed are {source.needs}. "
-            f"{source.fix(path)}"
+            f"{_fix(path, source)}"
         )
     kind = _model_type(path / "config.json")
     if kind not in source.types:
         raise ValueError(
             f"{path} holds a model of type {kind!r}, not {source.what} ({' or '.join(source.types)}). "
-            f"{source.fix(path)}"
+            f"{_fix(path, source)}"
         )
     return path, None
+
+
+def _fix(path: Path, source: Source) -> str:
+    """What to do about a folder without the encoder: nothing is ever downloaded over another model."""
+    if not path.is_dir() or not any(path.iterdir()):
+        return source.fix(path)
+    kind = _model_type(path / "config.json") if (path / "config.json").is_file() else None
+    other = CLIP if source is MAE else MAE
+    if kind in other.types or (kind not in source.types and (path / other.original).is_file()):
+        return f"It is {other.what}: were --mae and --clip swapped? Otherwise: {source.fix_beside(path)}"
+    begun = kind in source.types or {file.name for file in path.iterdir()} <= {"config.json", ".cache"}
+    return source.fix(path) if begun else source.fix_beside(path)
+
+
+def _check_finite(model: nn.Module, path: Path, source: Source) -> None:
+    state = model.state_dict()
+    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{source.what} at {path} has {len(bad)} tensors with NaN or infinite numbers, such as {bad[0]}: "
+            f"it is damaged. {source.fix_beside(path)}"
+        )
 
 
 def _model_type(path: Path) -> str | None:
@@ -169,5 +211,5 @@ def _hugging_face(load: Callable[[Path], Any], folder: Path, source: Source) -> 
         json.JSONDecodeError,
         KeyError,
     ) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        reason = first_line(e)
         raise ValueError(f"{source.what} at {folder} cannot be read ({reason}). {source.fix(folder)}") from e

@@ -17,6 +17,7 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from torch import nn
 
+from lerobot_policy_vita_vla.files import check_writable
 from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
 from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
 from lerobot_policy_vita_vla.teacher.seer.official.benchmarks import BENCHMARKS, Benchmark
@@ -86,9 +87,9 @@ def import_seer(
             checkpoint.path.name,
             checkpoint.time_steps,
         )
-    vit = read_mae(from_hub(MAE) if mae is None else mae)
-    text, tokenizer = read_clip(from_hub(CLIP) if clip is None else clip)
-    _check_encoders(chosen, vit, text)
+    mae, clip = from_hub(MAE) if mae is None else mae, from_hub(CLIP) if clip is None else clip
+    vit, (text, tokenizer) = read_mae(mae), read_clip(clip)
+    _check_encoders(chosen, vit, text, mae, clip)
     record = {
         "imported": "Seer",
         "layout": chosen.name,
@@ -159,24 +160,34 @@ def _fill(policy: SeerPolicy, checkpoint: SeerCheckpoint, vit: nn.Module, text: 
     load_strictly(network, state, checkpoint.path)
 
 
-def _check_encoders(layout: SeerLayout, vit: nn.Module, text: nn.Module) -> None:
+def _check_encoders(
+    layout: SeerLayout, vit: nn.Module, text: nn.Module, mae: str | Path, clip: str | Path
+) -> None:
+    layers = layout.encoder_layers
+    for source, path, model in ((MAE, mae, vit), (CLIP, clip, text)):
+        if (found := model.config.num_hidden_layers) != layers:
+            raise ValueError(
+                f"{source.what} at {path} has {found} layers, this checkpoint was trained on one with "
+                f"{layers}: it is another model, or a part of it. {source.fix_beside(path)}"
+            )
     seen = (vit.config.hidden_size, vit.config.image_size, vit.config.patch_size)
     if seen != (layout.vision_dim, IMAGE_SIZE, layout.patch):
         raise ValueError(
             f"the image encoder has width {seen[0]}, pictures of {seen[1]} px and patches of {seen[2]} px; "
             f"this checkpoint was trained on one with {layout.vision_dim}, {IMAGE_SIZE} and {layout.patch}: "
-            f"MAE ViT-B/16. {MAE.fix('mae')}"
+            f"MAE ViT-B/16. {MAE.fix_beside(mae)}"
         )
     if text.config.projection_dim != layout.text_dim:
         raise ValueError(
             f"the text encoder gives {text.config.projection_dim} numbers, this checkpoint was trained on "
-            f"one with {layout.text_dim}: CLIP ViT-B/32. {CLIP.fix('clip')}"
+            f"one with {layout.text_dim}: CLIP ViT-B/32. {CLIP.fix_beside(clip)}"
         )
 
 
 def _check_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; choose another folder, or remove it first")
+    check_writable(target, "DST")
 
 
 @contextmanager

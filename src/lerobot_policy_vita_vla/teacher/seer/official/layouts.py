@@ -82,6 +82,7 @@ class SeerLayout:
         arm_dim: Arm numbers in state and action.
         text_dim: Width of the frozen text encoder's output.
         vision_dim: C.
+        encoder_layers: Of either frozen encoder.
         action_tokens: T.
         patch: Pixels per side of a predicted patch.
         resampler_depth: Layers of the resampler.
@@ -102,6 +103,7 @@ class SeerLayout:
     arm_dim: int = 6
     text_dim: int = 512
     vision_dim: int = 768
+    encoder_layers: int = 12
     action_tokens: int = 3
     patch: int = 16
     resampler_depth: int = 3

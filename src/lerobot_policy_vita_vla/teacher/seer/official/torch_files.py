@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -29,6 +30,12 @@ STORAGES = {
 }
 
 
+PLAIN = ("torch.", "collections.", "numpy.", "_codecs.")
+"""Modules whose names a pickle of tensors and numbers holds."""
+MOST_INSTRUCTIONS = 2**24
+"""Bytes of a file that are looked through for them (our choice)."""
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """Read what ``torch.save`` wrote, tensors mapped from disk where the format allows it.
 
@@ -45,19 +52,26 @@ def read_checkpoint(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        named = [wanted.group(1)] if wanted else _names_in(path)
+        if code := [name for name in named if not name.startswith(PLAIN)]:
             raise ValueError(
-                f"{path} carries code: loading it would call {wanted.group(1)}. Nothing of it was run. A "
+                f"{path} carries code: loading it would call {code[0]}. Nothing of it was run. A "
                 "released checkpoint holds tensors and numbers only: download it again, from its authors"
             ) from None
+        if "Unsupported operand" in str(error) and named:
+            raise ValueError(
+                f"{path} was written with a pickle protocol that cannot be read without running it; it was "
+                "refused. Where you trust its source: load it there and save it again with plain torch.save"
+            ) from None
         raise ValueError(
-            f"{path} is no PyTorch file ({_first_line(error)}); download or copy it again"
+            f"{path} is no PyTorch file ({first_line(error)}); download or copy it again"
         ) from None
     except MemoryError:
         raise
     except Exception as error:  # bytes that are no checkpoint make torch's reader stumble in any way
         what = "damaged or cut short" if zipfile.is_zipfile(path) else "no PyTorch file, or cut short"
-        raise ValueError(f"{path} is {what} ({_first_line(error)}); download or copy it again") from None
+        raise ValueError(f"{path} is {what} ({first_line(error)}); download or copy it again") from None
 
 
 def read_script_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -82,7 +96,7 @@ def read_script_tensors(path: str | Path) -> dict[str, Tensor]:
         AttributeError,
     ) as error:
         raise ValueError(
-            f"{path} is damaged or cut short ({_first_line(error)}); download or copy it again"
+            f"{path} is damaged or cut short ({first_line(error)}); download or copy it again"
         ) from None
     return dict(_named_tensors(module, ""))
 
@@ -97,6 +111,10 @@ def is_script(path: Path) -> bool:
 
 def check_is_pytorch(path: Path) -> None:
     """Raise ValueError for what people end up with in place of a checkpoint."""
+    if path.is_dir():
+        held = sorted(file.name for file in path.glob("*.pt*"))
+        there = f"pass one of the files in it: {', '.join(held[:8])}" if held else "it holds no .pth file"
+        raise ValueError(f"{path} is a folder, and a .pth file is needed; {there}")
     if not path.is_file():
         raise ValueError(f"no file at {path}")
     with open(path, "rb") as stream:
@@ -159,5 +177,44 @@ def _named_tensors(node: Any, prefix: str) -> Any:
             yield from _named_tensors(value, f"{prefix}{name}.")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def _names_in(path: Path) -> list[str]:
+    """What a pickle would import, read off its instructions without following them."""
+    found: list[str] = []
+    strings: list[str] = []
+    memo: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+        else:
+            with path.open("rb") as stream:
+                data = stream.read(MOST_INSTRUCTIONS)
+        stream = io.BytesIO(data)
+        while stream.tell() < len(data):  # before torch 1.6 a checkpoint was several pickles in a row
+            top = ""
+            memo.clear()
+            for step, value, _ in pickletools.genops(stream):
+                if step.name in ("GLOBAL", "INST"):
+                    found.append(value.replace(" ", "."))
+                elif step.name == "STACK_GLOBAL":
+                    found.append(".".join(strings[-2:]))
+                elif step.name == "MEMOIZE":
+                    memo.append(top)
+                elif step.name in ("BINGET", "LONG_BINGET"):
+                    strings.append(memo[value] if value < len(memo) else "")
+                top = value if "UNICODE" in step.name else ""
+                strings += [top] if top else []
+    except (ValueError, IndexError, KeyError, StopIteration, UnicodeDecodeError, zipfile.BadZipFile, OSError):
+        pass  # what was found until there counts
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What a reader stumbled over; without torch's advice to read unsafely what it refused."""
+    text = str(error).strip() or type(error).__name__
+    if wanted := re.search(r"GLOBAL (\S+)", text):
+        return f"it carries code: loading it would call {wanted.group(1)}; nothing of it was run"
+    if "weights_only" in text:
+        found = re.search(r"WeightsUnpickler error:\s*(\S.*)", text)
+        return found.group(1)[:160] if found else "it holds more than tensors and numbers"
+    return text.splitlines()[0][:160]
