@@ -10,7 +10,7 @@ from lerobot_policy_vita_vla.serving.main import running
 from lerobot_policy_vita_vla.serving.responder import Responder
 from lerobot_policy_vita_vla.serving.served import ServedPolicy
 from serving_helpers import Scripted, in_process, look, save_policy
-from vita_vla_client import ChunkPlayer, PolicyClient, StaleActionsError, run
+from vita_vla_client import ChunkPlayer, PolicyChangedError, PolicyClient, StaleActionsError, run
 from vita_vla_client.playback import holding
 
 
@@ -125,6 +125,31 @@ def test_what_is_no_chunk_is_refused(wrong):
         player.action(1)
 
 
+def test_after_a_hold_the_change_counts_from_the_hold():
+    player = ChunkPlayer(hold=holding("delta", []), max_change_A=np.array([0.2]))
+    player.offer(np.array([[0.9]]), 0)
+    assert player.action(0).action_A[0] == pytest.approx(0.9)
+    assert player.action(1).action_A[0] == 0, "held"
+    player.offer(np.array([[-0.1], [0.9]]), 2)
+    assert player.action(2).action_A[0] == pytest.approx(-0.1), "not 0.7, towards the other side"
+    assert player.action(3).action_A[0] == pytest.approx(0.1)
+
+
+def test_chunks_of_other_lengths_and_widths():
+    player = ChunkPlayer(ensemble_coeff=0.1)
+    player.offer(chunk(0, 6), 0)
+    player.action(0)
+    player.offer(chunk(1, 2), 1, "fallback")
+    # The newer one ends first.
+    assert [player.action(t).action_A[0] for t in (1, 2, 3, 4, 5)] == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="actions had 1 numbers, these have 2"):
+        player.offer(np.zeros((3, 2)), 6)
+    early = ChunkPlayer()
+    early.offer(chunk(3), 3)
+    with pytest.raises(StaleActionsError):
+        early.action(0)  # not the chunk's last action, by a negative index
+
+
 # ---- the loop ----
 
 
@@ -184,13 +209,15 @@ def test_the_robot_goes_on_when_the_server_comes_back(served):
 
             @staticmethod
             def hang_up():
-                for connection in list(server._clients):
+                for connection in list(server._open):
                     connection.transport.abort()
 
         servers.append(Cutter)
         assert isinstance(Cutter.loop, asyncio.AbstractEventLoop)
-        client.metadata["action_mode"] = "delta"
-        counts = run(client, robot.look, act, task="open", duration_s=3, control_hz=10, max_hold_s=2)
+        still = holding("delta", [])
+        counts = run(
+            client, robot.look, act, task="open", duration_s=3, control_hz=10, max_hold_s=2, hold=still
+        )
     assert counts["errors"] >= 1 and counts["ticks"] + counts["missed"] == 30
     assert counts["held"] < 25, "chunks came again"
 
@@ -223,10 +250,73 @@ def test_a_robot_that_means_something_else_is_refused(served):
 
     assert {f.name for f in fields(Conventions)} == CONVENTIONS
     with running(Responder(served)) as server, PolicyClient(server.url) as client:
-        assert client.require(control_hz=20) == ["control_hz"], "nothing is known of this checkpoint"
+        with pytest.raises(ValueError, match="does not say its control_hz"):
+            client.require(control_hz=20)
+        assert client.require(control_hz=20, allow_unknown=True) == ["control_hz"]
         client.metadata["conventions"] = Conventions((32, 32), 20.0, action_mode="absolute").to_dict()
         assert client.require(control_hz=20, action_mode="absolute", image_size=(32, 32)) == []
         with pytest.raises(ValueError, match="(?s)gripper_open: trained with -1.0, this robot has 1.*act()"):
             client.require(gripper_open=1, control_hz=20)
         with pytest.raises(ValueError, match=r"no conventions \['hertz'\]"):
             client.require(hertz=20)
+
+
+def test_another_policy_after_a_reconnection_is_not_obeyed(served, tmp_path):
+    other = ServedPolicy.load(
+        save_policy(
+            teacher_helpers.make_policy(chunk_size=2, n_action_steps=2),
+            tmp_path / "b",
+            teacher_helpers.statistics(),
+        ),
+        "cpu",
+    )
+    robot = Robot(served)
+    with running(Responder(served)) as first, PolicyClient(first.url) as client:
+        client.metadata["action_mode"] = "delta"
+
+        def act(action_A):
+            robot.act(action_A)
+            if len(robot.acted) == 4:
+                client.url = second.url
+                client._connection.socket.shutdown(2)
+
+        with (
+            running(Responder(other)) as second,
+            pytest.raises(PolicyChangedError, match="another .*chunk_size"),
+        ):
+            run(client, robot.look, act, task="open", duration_s=30, control_hz=10, max_hold_s=20)
+
+
+def test_what_look_gives_wrongly_is_told_at_once(served):
+    robot = Robot(served)
+    with running(Responder(served)) as server, PolicyClient(server.url) as client:
+        began = time.monotonic()
+        with pytest.raises(StaleActionsError, match="no first action chunk") as raised:
+            run(client, lambda: {"x": object()}, robot.act, task="open", duration_s=1, control_hz=10)
+        assert time.monotonic() - began < 8, "not two timeouts later"
+        assert "does not travel" in str(raised.value.__cause__)
+
+
+def test_answers_of_another_width_never_reach_the_robot(served):
+    robot, responder = Robot(served), Responder(Scripted(np.zeros((3, 1)), served))
+    with (
+        running(responder) as server,
+        PolicyClient(server.url) as client,
+        pytest.raises(StaleActionsError) as raised,
+    ):
+        run(client, robot.look, robot.act, task="open", duration_s=1, control_hz=10)
+    assert "expected (T, 4)" in str(raised.value.__cause__) and not robot.acted
+
+
+def test_no_connection_is_left_behind(served):
+    robot = Robot(served)
+    scripted = Scripted(lambda o: time.sleep(0.3) or np.zeros((3, 4)), served)
+    with running(Responder(scripted), max_clients=1) as server:
+        for _ in range(2):
+            with PolicyClient(server.url) as client:
+                client.metadata["action_mode"] = "delta"
+                run(client, robot.look, robot.act, task="open", duration_s=0.5, control_hz=10, max_hold_s=9)
+            deadline = time.monotonic() + 10
+            while server._open:
+                assert time.monotonic() < deadline, "a connection was made again after the end"
+                time.sleep(0.02)

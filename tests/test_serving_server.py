@@ -1,5 +1,6 @@
 """The server on real sockets: who gets in, what is answered in time, and what never reaches a robot."""
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import threading
 import time
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -15,6 +17,7 @@ from websockets.sync.client import connect
 
 import teacher_helpers
 from lerobot_policy_vita_vla.serving.access import check_exposure, read_token, tls_context
+from lerobot_policy_vita_vla.serving.connection import MAX_UNFINISHED
 from lerobot_policy_vita_vla.serving.limits import (
     ActionLimits,
     UnusableActionsError,
@@ -24,7 +27,7 @@ from lerobot_policy_vita_vla.serving.limits import (
 from lerobot_policy_vita_vla.serving.main import running
 from lerobot_policy_vita_vla.serving.responder import Responder
 from lerobot_policy_vita_vla.serving.served import ServedPolicy
-from lerobot_policy_vita_vla.serving.server import MAX_UNFINISHED, largest_request
+from lerobot_policy_vita_vla.serving.server import largest_request
 from serving_helpers import Scripted, look, save_policy
 from vita_vla_client import ConnectionLostError, DeadlineMissedError, PolicyClient, ServerError
 from vita_vla_client.wire import pack, unpack
@@ -52,6 +55,14 @@ def get(server, path, **headers):
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     return response.status, response.read().decode()
+
+
+def slow(seconds, chunk=GOOD):
+    def answer(observation):
+        time.sleep(seconds)
+        return chunk
+
+    return answer
 
 
 # ---- who gets in ----
@@ -88,7 +99,11 @@ def test_other_requests_learn_nothing(served):
         assert get(server, "/healthz") == (200, "ok\n")
         assert get(server, "/metadata")[0] == 404
         assert get(server, "/../etc/passwd")[0] == 404
-        status, words = get(server, "/")
+        # As a web page can ask for a picture, without an Origin: it takes no robot's place.
+        assert [get(server, "/")[0] for _ in range(6)] == [426] * 6
+        assert get(server, "/", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+        upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "x"}
+        status, words = get(server, "/", **upgrade)
         assert status == 401 and "vita" not in words
         # What is no HTTP is hung up on.
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
@@ -128,27 +143,111 @@ def test_connections_that_say_nothing_do_not_keep_robots_out(served):
             socket.create_connection(("127.0.0.1", server.port), timeout=10)
             for _ in range(MAX_UNFINISHED + 40)
         ]
-        hung_up = 0
-        for connection in silent:
-            connection.settimeout(0.01)
-            try:
-                hung_up += connection.recv(1) == b""
-            except ConnectionError:
-                hung_up += 1
-            except TimeoutError:
-                pass
-        assert hung_up >= 40
+        # They stay, and new ones come all the time: the oldest go.
+        with PolicyClient(server.url) as robot:
+            assert robot.infer(look(served))["source"] == "policy"
+            silent += [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(80)]
+            assert robot.infer(look(served))["source"] == "policy", "who was let in stays"
+            assert len(server._open) <= MAX_UNFINISHED + 2
         for connection in silent:
             connection.close()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with PolicyClient(server.url) as robot:
-                    assert robot.infer(look(served))["source"] == "policy"
-                break
-            except ConnectionLostError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+
+
+def test_under_another_name_nobody_gets_in_without_a_token(served):
+    # A web page whose name was made to point to this machine, in a browser that sends no Origin.
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "x"}
+    with running(answering(served)) as server:
+        assert get(server, "/", Host="evil.example", **upgrade)[0] == 403
+        assert get(server, "/", Host="localhost:8000", **upgrade)[0] != 403
+
+
+def test_a_flood_of_pings_is_cut_off(served):
+    ping = b"\x89\x80\0\0\0\0"
+    with running(answering(served)) as server, PolicyClient(server.url) as robot:
+        attacker = connect(server.url, proxy=None)
+        attacker.recv()
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            attacker.socket.sendall(ping * 500_000)
+        assert robot.infer(look(served))["source"] == "policy"
+        assert time.monotonic() - began < 20
+        deadline = time.monotonic() + 20
+        while len(server._open) > 1:
+            assert time.monotonic() < deadline, "the flood is still connected"
+            time.sleep(0.05)
+
+
+def test_messages_of_many_small_parts_are_refused(served):
+    with running(answering(served)) as server, connect(server.url, proxy=None) as attacker:
+        attacker.recv()
+        attacker.send(msgpack.packb({"a": [{}] * 250, "b": [{}] * 250}))
+        assert "at most 256 lists, maps and arrays" in attacker.recv(timeout=10)
+
+
+def test_what_a_robot_that_has_gone_asked_for_is_not_computed(served):
+    responder = answering(served, slow(0.2))
+    with running(responder, max_clients=3) as server:
+        for _ in range(12):
+            leaving = connect(server.url, proxy=None)
+            leaving.recv()
+            leaving.send(pack(look(served) | {"deadline_ms": 1e9}))
+            leaving.socket.close()
+            deadline = time.monotonic() + 20
+            while server._open:
+                assert time.monotonic() < deadline, "its place was not given back"
+                time.sleep(0.01)
+        assert responder._lane.waiting <= 1
+        with PolicyClient(server.url) as robot:
+            assert robot.infer(look(served))["source"] == "policy"
+        assert responder.policy.calls <= 13
+
+
+def test_a_hanging_policy_does_not_keep_the_server_from_stopping(served):
+    held = threading.Event()
+    responder = answering(served, lambda observation: held.wait(60) and GOOD)
+    try:
+        with running(responder) as server:
+            hanging = connect(server.url, proxy=None)
+            hanging.recv()
+            hanging.send(pack(look(served)))
+            time.sleep(0.2)
+            began = time.monotonic()
+        assert time.monotonic() - began < 20
+    finally:
+        held.set()
+
+
+def test_the_second_policys_work_is_taken_back_when_it_is_not_needed(served):
+    responder = answering(served, GOOD, fallback=slow(0.3, -GOOD))
+    with running(responder) as server, PolicyClient(server.url) as robot:
+        for _ in range(10):
+            assert robot.infer(look(served))["source"] == "policy"
+        assert responder._second.waiting <= 1
+        assert responder.fallback.calls <= 3
+
+
+def test_a_request_may_shorten_the_servers_deadline_but_not_lengthen_it(served):
+    responder = answering(served, slow(1.0), fallback=-GOOD, deadline_ms=50)
+    with running(responder) as server, PolicyClient(server.url) as robot:
+        assert robot.infer(look(served), deadline_ms=1e9)["source"] == "fallback"
+        assert robot.metadata["fallback_grace_ms"] == 200
+
+
+def test_a_robot_of_another_name_learns_nothing_from_the_log(served, caplog, capfd):
+    with running(answering(served), token=TOKEN) as server:
+        for words in (
+            b"GET / HTTP/1.1\r\nAuthorization: " + TOKEN.encode() + b"\x01\r\n\r\n",
+            b"\x1b[31mred\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+                raw.sendall(words)
+                raw.recv(1000)
+        for _ in range(5):
+            with pytest.raises(PermissionError):
+                PolicyClient(server.url, token="y" * 40)
+    said = caplog.text + "".join(capfd.readouterr())
+    assert TOKEN not in said and "y" * 40 not in said and "\x1b" not in said
+    assert caplog.text.count("turned") == 1, "refusals are counted, not told one by one"
 
 
 def test_a_network_address_needs_a_token_and_tls():
@@ -205,7 +304,7 @@ def test_tls_is_spoken_and_the_certificate_is_checked(served, tmp_path):
     with pytest.raises(ValueError, match="both --tls-cert and --tls-key"):
         tls_context(cert, None)
     with pytest.raises(ValueError, match="cannot be used"):
-        tls_context(key, cert)
+        tls_context(key, key)
 
 
 # ---- what is sent to it ----
@@ -264,14 +363,6 @@ def test_an_idle_robot_is_hung_up_on(served):
 # ---- what is answered, and when ----
 
 
-def slow(seconds, chunk=GOOD):
-    def answer(observation):
-        time.sleep(seconds)
-        return chunk
-
-    return answer
-
-
 def test_the_second_policy_answers_when_the_first_is_late(served):
     responder = answering(served, slow(3.0), fallback=-GOOD, deadline_ms=50)
     with running(responder) as server, PolicyClient(server.url) as robot:
@@ -283,7 +374,6 @@ def test_the_second_policy_answers_when_the_first_is_late(served):
             assert reply["server_timing"]["total_ms"] < 1500
         # What was given up before it began was taken back: it does not delay the next request.
         assert responder.policy.calls <= 2
-        assert robot.infer(look(served), deadline_ms=60_000)["source"] == "policy"
 
 
 def test_without_a_second_policy_a_late_answer_is_an_error(served):
@@ -373,6 +463,19 @@ def test_limits_cut_range_and_change():
     assert changed == 0 and not unchanged.any()
 
 
+def test_limits_kept_exactly_are_not_counted_as_cut():
+    steps = np.cumsum(np.full((50, 1), 0.1), axis=0).astype(np.float32)
+    chunk, changed = ActionLimits([0], [10], [0.1]).apply(steps)
+    assert changed == 0
+    np.testing.assert_allclose(chunk, steps, atol=1e-4)
+
+
+def test_a_wide_dimension_does_not_hide_a_wild_narrow_one():
+    limits = ActionLimits([-0.05, 0], [0.05, 100])
+    with pytest.raises(UnusableActionsError, match="50 in dimension 0"):
+        limits.apply(np.array([[50, 20]], np.float32))
+
+
 def test_a_dimension_that_never_moved_is_cut_but_not_refused():
     limits = ActionLimits([-1, 7], [1, 7])
     chunk, changed = limits.apply(np.array([[0.5, 7.01]], np.float32))
@@ -392,7 +495,12 @@ BAD_LIMITS = {
     "unequal lengths": ('{"low": [0, 1], "high": [1]}', "lists of one length"),
     "low above high": ('{"low": [0, 2], "high": [1, 1]}', "must not exceed"),
     "no change allowed": ('{"low": [0, 0], "high": [1, 1], "max_change": [1, 0]}', "must be positive"),
-    "NaN": ('{"low": [0, NaN], "high": [1, 1]}', "must not exceed"),
+    "NaN": ('{"low": [0, NaN], "high": [1, 1]}', "must be finite"),
+    "infinity": ('{"low": [0, 0], "high": [1, Infinity]}', "must be finite"),
+    "another order": (
+        '{"low": [0, 0], "high": [1, 1], "names": ["y", "x"]}',
+        "limits y, x, the policy's actions are x, y",
+    ),
 }
 
 

@@ -4,7 +4,13 @@ Install the whole package, or copy this folder to the robot. `PolicyClient` asks
 `ChunkPlayer` says which action is due, and stops a robot whose server has fallen silent; `run` joins the two.
 """
 
-from vita_vla_client.client import ConnectionLostError, DeadlineMissedError, PolicyClient, ServerError
+from vita_vla_client.client import (
+    ConnectionLostError,
+    DeadlineMissedError,
+    PolicyChangedError,
+    PolicyClient,
+    ServerError,
+)
 from vita_vla_client.playback import ChunkPlayer, StaleActionsError, Step
 from vita_vla_client.robot import run
 
@@ -12,6 +18,7 @@ __all__ = [
     "ChunkPlayer",
     "ConnectionLostError",
     "DeadlineMissedError",
+    "PolicyChangedError",
     "PolicyClient",
     "ServerError",
     "StaleActionsError",

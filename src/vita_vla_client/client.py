@@ -54,6 +54,10 @@ class DeadlineMissedError(ServerError):
     """The answer was not ready in time, and the server has no second policy that could answer."""
 
 
+class PolicyChangedError(RuntimeError):
+    """After a reconnection something else answers."""
+
+
 class PolicyClient:
     """A connection to a policy server; one request at a time, from any thread.
 
@@ -99,7 +103,15 @@ class PolicyClient:
         self.connect()
 
     def connect(self) -> None:
-        """Connect again, after a `ConnectionLostError`; the server remembers nothing of the time before."""
+        """Connect again, after a `ConnectionLostError`; the server remembers nothing of the time before.
+
+        Raises:
+            PolicyChangedError: Another policy answers there now, or the same one otherwise.
+        """
+        with self._lock:
+            self._connect()
+
+    def _connect(self) -> None:
         self.close()
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         tls = ssl.create_default_context(cafile=self._ca_file) if self.url.startswith("wss://") else None
@@ -116,7 +128,16 @@ class PolicyClient:
                 proxy=None,
             )
             first = self._connection.recv(timeout=self._open_timeout_s)
-            self.metadata = unpack(first if isinstance(first, bytes) else first.encode())
+            about = unpack(first if isinstance(first, bytes) else first.encode())
+            if changed := sorted(k for k in {*about, *self.metadata} if about.get(k) != self.metadata.get(k)):
+                if self.metadata:
+                    self.close()
+                    raise PolicyChangedError(
+                        f"{self.url} has another {', '.join(changed)} than before: what was checked then "
+                        "does not "
+                        "hold; make a new client and check again"
+                    )
+                self.metadata = about
         except InvalidStatus as error:
             response = error.response
             words = (response.body or b"").decode(errors="replace").strip()
@@ -159,10 +180,11 @@ class PolicyClient:
             request["deadline_ms"] = float(deadline_ms)
         return self._ask({**{key: self._picture(value) for key, value in observation.items()}, **request})
 
-    def require(self, **robot: Any) -> list[str]:
+    def require(self, *, allow_unknown: bool = False, **robot: Any) -> list[str]:
         """Compare what a robot means by its numbers with what the policy was trained on.
 
         Args:
+            allow_unknown: Pass over what the checkpoint does not say.
             **robot: Any of the checkpoint's conventions (docs/conventions.md), as this robot has them:
                 ``control_hz=30, action_mode="absolute", gripper_open=0, gripper_closed=100``.
 
@@ -170,16 +192,25 @@ class PolicyClient:
             Names of which the checkpoint says nothing, which are not compared.
 
         Raises:
-            ValueError: They differ in something, or there is no such convention.
+            ValueError: They differ in something, the checkpoint does not say it, or there is no such
+                convention.
         """
         known = dict(self.metadata.get("conventions") or {})
-        if (rate := self.metadata.get("control_hz")) is not None:
-            known.setdefault("control_hz", rate)
-        if (mode := self.metadata.get("action_mode")) is not None:
-            known.setdefault("action_mode", mode)
+        for name in ("control_hz", "action_mode"):
+            if (value := self.metadata.get(name)) is not None:
+                known.setdefault(name, value)
         if wrong := sorted(set(robot) - CONVENTIONS):
             raise ValueError(f"there are no conventions {wrong}; there are {sorted(CONVENTIONS)}")
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in robot.items()}
+        if (listed.get("gripper_dim") or 0) < 0:
+            listed["gripper_dim"] += len(self.metadata["action_names"])
+        unknown = [name for name in listed if name not in known]
+        if unknown and not allow_unknown:
+            raise ValueError(
+                f"the checkpoint does not say its {', '.join(unknown)}, so that nothing can be compared: "
+                "declare the "
+                "dataset's conventions and train again (vita-vla demos declare), or pass allow_unknown=True"
+            )
         different = [
             f"{name}: trained with {known[name]!r}, this robot has {value!r}"
             for name, value in listed.items()
@@ -191,7 +222,7 @@ class PolicyClient:
                 + "\n  ".join(different)
                 + "\nConvert in look() and act(), or train on this robot's own data"
             )
-        return [name for name in listed if name not in known]
+        return unknown
 
     def reset(self) -> None:
         """Tell the policy to forget the episode's observations."""

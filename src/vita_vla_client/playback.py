@@ -51,9 +51,9 @@ class ChunkPlayer:
         ensemble_coeff: Average what all chunks say about a tick, with weights ``exp(-m i)``, i = 0 for the
             oldest (Zhao et al. 2023, algorithm 2; the paper's evaluation: m = 0.01); None takes the newest
             chunk alone.
-        max_change_A: Largest change of each number from one tick's action to the next, (A,): chunks agree
-            with
-            themselves, but the first action of a new one may be far from the last of the old.
+        max_change_A: Largest change of each number from what was sent at one tick to the next, (A,), except
+            into a hold: chunks agree with themselves, but the first action of a new one may be far from the
+            last of the old.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class ChunkPlayer:
         )  # tick of the observation and actions, old to new
         self._source = "policy"
         self._last: Step | None = None
+        self._sent_A: np.ndarray | None = None  # what the robot was told last, holds included
         self._last_tick, self._held = -1, 0
 
     def offer(self, chunk_TA: np.ndarray, seen_at: int, source: str = "policy") -> bool:
@@ -104,6 +105,8 @@ class ChunkPlayer:
             raise ValueError(f"a chunk is (T, A) and finite, got shape {chunk_TA.shape}")
         if self._chunks and seen_at <= self._chunks[-1][0]:
             return False
+        if self._sent_A is not None and chunk_TA.shape[1] != len(self._sent_A):
+            raise ValueError(f"actions had {len(self._sent_A)} numbers, these have {chunk_TA.shape[1]}")
         if self.ensemble_coeff is None:
             self._chunks.clear()
         self._chunks.append((seen_at, chunk_TA))
@@ -137,18 +140,20 @@ class ChunkPlayer:
         self._held = 0
         weights = np.exp(-(self.ensemble_coeff or 0.0) * np.arange(len(votes)))
         action_A = np.average(votes, axis=0, weights=weights).astype(np.float32)
-        if self.max_change_A is not None and self._last is not None:
-            change_A = np.clip(action_A - self._last.action_A, -self.max_change_A, self.max_change_A)
-            action_A = (self._last.action_A + change_A).astype(np.float32)
-        self._last = Step(action_A, self._source, self.age(tick))
+        if self.max_change_A is not None and self._sent_A is not None:
+            action_A = within_change(action_A, self._sent_A, self.max_change_A)
+        self._sent_A = action_A
+        self._last = Step(action_A.copy(), self._source, self.age(tick))
         return self._last
 
     def _votes(self, tick: int) -> list[np.ndarray]:
-        votes = [(chunk_TA, tick - seen_at + self.execute_from) for seen_at, chunk_TA in self._chunks]
-        while votes and votes[0][1] >= self._end(votes[0][0]):
-            votes.pop(0)
-            self._chunks.popleft() if len(self._chunks) > 1 else None
-        return [chunk_TA[index] for chunk_TA, index in votes]
+        # Chunks may differ in length (the fallback's), so that a newer one may have ended before an older.
+        placed = [(chunk_TA, tick - seen_at + self.execute_from) for seen_at, chunk_TA in self._chunks]
+        while len(self._chunks) > 1 and placed[0][1] >= self._end(placed[0][0]):
+            placed.pop(0)
+            self._chunks.popleft()
+        first = self.execute_from
+        return [chunk_TA[i] for chunk_TA, i in placed if first <= i < self._end(chunk_TA)]
 
     def _hold(self, passed: int) -> Step:
         self._held += passed
@@ -161,12 +166,21 @@ class ChunkPlayer:
                 f"the last action chunk answers an observation of {age} ticks ago, its actions are used up, "
                 f"and {allowed} ticks of holding are over: is the server slow, or the connection lost?"
             )
-        return Step(self._make_hold(self._last.action_A), "hold", age)
+        self._sent_A = np.asarray(self._make_hold(self._sent_A), dtype=np.float32)
+        return Step(self._sent_A.copy(), "hold", age)
 
     def _end(self, chunk_TA: np.ndarray) -> int:
         if self.n_action_steps is None:
             return len(chunk_TA)
         return min(len(chunk_TA), self.execute_from + self.n_action_steps)
+
+
+def within_change(action_A: np.ndarray, before_A: np.ndarray, max_change_A: np.ndarray) -> np.ndarray:
+    """The action, or the nearest to it that differs from the one before by no more than allowed."""
+    change_A = action_A - before_A
+    far_A = np.abs(change_A) > max_change_A * (1 + 1e-5)  # float32 misses a limit that is kept exactly
+    limited_A = before_A + np.clip(change_A, -max_change_A, max_change_A)
+    return np.where(far_A, limited_A, action_A).astype(np.float32)
 
 
 def holding(action_mode: str | None, keep: list[int]) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from vita_vla_client.client import ConnectionLostError, PolicyClient, ServerError
+from vita_vla_client.client import (
+    ConnectionLostError,
+    PolicyChangedError,
+    PolicyClient,
+    ServerError,
+)
 from vita_vla_client.playback import ChunkPlayer, StaleActionsError, holding
 
 
@@ -51,6 +56,7 @@ def run(
         and ``"latency_ms"``, the list of round trips.
 
     Raises:
+        PolicyChangedError: After a reconnection another policy answers.
         StaleActionsError: The robot has been held for too long. Its ``__cause__`` is the last error of the
         server. ValueError: The control rate is unknown, or not the demonstrations'.
     """
@@ -74,17 +80,26 @@ def run(
         max_change_A=np.asarray(change, np.float32) if (change := limits.get("max_change")) else None,
     )
     lead = max(1, steps_used // 2) if lead is None else lead
-    asker = _Asker(client, remembers=(about.get("n_obs_steps") or 1) > 1)
+    asker = _Asker(
+        client,
+        remembers=(about.get("n_obs_steps") or 1) > 1,
+        dims=len(about["action_names"]),
+        most_waiting=max(2, round(rate)),
+    )
     counts = {"ticks": 0, "missed": 0, "held": 0, "fallback": 0, "limited": 0, "chunks": 0, "errors": 0}
     try:
-        client.reset()
+        try:
+            client.reset()
+        except ConnectionLostError:  # after a long pause the server hangs up
+            client.connect()
         asker.ask(0, {**look(), "task": task}, act=True)
         asker.wait(player, counts, client.timeout_s)
         # The first chunk was waited for, with the robot at rest: its observation is of now.
         began, tick, last = time.monotonic(), 0, round(duration_s * rate)
         while tick < last:
             asker.collect(player, counts)
-            due = not asker.busy and player.age(tick) >= steps_used - lead
+            ending = player.age(tick) >= steps_used - lead or player.remaining(tick) <= lead
+            due = not asker.busy and ending
             if tick and (due or asker.remembers):
                 asker.ask(tick, {**look(), "task": task}, act=due)
             try:
@@ -109,8 +124,9 @@ def run(
 class _Asker:
     """A thread that talks to the server, so that the control loop does not wait for it."""
 
-    def __init__(self, client: PolicyClient, remembers: bool):
+    def __init__(self, client: PolicyClient, *, remembers: bool, dims: int, most_waiting: int):
         self.client, self.remembers = client, remembers
+        self._dims, self._most_waiting = dims, most_waiting
         self.latency_ms: list[float] = []
         self.last_error: Exception | None = None
         self.busy = False
@@ -121,6 +137,11 @@ class _Asker:
         self._thread.start()
 
     def ask(self, tick: int, observation: dict[str, Any], *, act: bool) -> None:
+        if self._questions.qsize() > self._most_waiting:
+            # A history may have no gaps, so nothing can be left out: better to stop than to act on the past.
+            raise StaleActionsError(
+                f"{self._questions.qsize()} observations wait for the server, which is too slow for this rate"
+            ) from self.last_error
         self.busy = self.busy or act
         self._questions.put((tick, observation, act))
 
@@ -140,16 +161,27 @@ class _Asker:
     def stop(self) -> None:
         self._stopped.set()
         self._questions.put(None)
+        self._thread.join(timeout=1)
 
     def _take(self, answer: tuple, player: ChunkPlayer, counts: dict[str, int]) -> None:
-        tick, reply, error = answer
-        self.busy = False
+        tick, act, reply, error = answer
+        if act:
+            self.busy = False
         if error is not None:
             self.last_error = error
             counts["errors"] += 1
+            if isinstance(error, PolicyChangedError):
+                raise error
             return
-        counts["chunks"] += player.offer(reply["actions"], tick, reply.get("source", "policy"))
-        counts["limited"] += int(reply.get("limited") or 0)
+        try:
+            actions_TA = np.asarray(reply["actions"], dtype=np.float32)
+            if actions_TA.shape[1:] != (self._dims,):
+                raise ValueError(f"{actions_TA.shape} actions, expected (T, {self._dims})")
+            counts["chunks"] += player.offer(actions_TA, tick, str(reply.get("source", "policy")))
+            counts["limited"] += int(reply.get("limited") or 0)
+        except (KeyError, TypeError, ValueError) as wrong:
+            self.last_error = ServerError(f"the server's answer cannot be used: {wrong}")
+            counts["errors"] += 1
 
     def _work(self) -> None:
         while (question := self._questions.get()) is not None and not self._stopped.is_set():
@@ -157,19 +189,22 @@ class _Asker:
             began = time.monotonic()
             try:
                 reply = self.client.infer(observation, act=act)
-            except (ServerError, TimeoutError, ConnectionError) as error:
-                if isinstance(error, ConnectionLostError):
-                    self._reconnect()
-                if act:
-                    self._answers.put((tick, None, error))
-                self.last_error = error
+            except Exception as error:  # whatever it is, the control loop must know of it
+                self._answers.put((tick, act, None, self._reconnected(error)))
                 continue
             if act:
                 self.latency_ms.append(1e3 * (time.monotonic() - began))
-                self._answers.put((tick, reply, None))
+                self._answers.put((tick, True, reply, None))
 
-    def _reconnect(self) -> None:
+    def _reconnected(self, error: Exception) -> Exception:
+        if not isinstance(error, ConnectionLostError) or self._stopped.is_set():
+            return error
         try:
             self.client.connect()
+        except PolicyChangedError as changed:
+            return changed
         except (ConnectionError, PermissionError):
             self._stopped.wait(0.2)
+        if self._stopped.is_set():
+            self.client.close()
+        return error

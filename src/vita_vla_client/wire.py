@@ -27,8 +27,10 @@ DTYPES = frozenset({"|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8
 MAX_DIMS = 8
 MAX_STRING = 16_384
 """Bytes of a text."""
-MAX_ITEMS = 4096
+MAX_ITEMS = 256
 """Entries of a list or map."""
+MAX_CONTAINERS = 256
+"""Lists, maps and arrays of a message: each costs many times its bytes."""
 
 ARRAY, NUMBER, JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
 DATA, DTYPE, SHAPE = b"data", b"dtype", b"shape"
@@ -66,10 +68,20 @@ def unpack(data: bytes) -> dict[str, Any]:
     Raises:
         WireError: For bytes that are not a message, whatever they hold.
     """
+    containers = 0
+
+    def counted(entry: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > MAX_CONTAINERS:
+            raise WireError(f"a message holds at most {MAX_CONTAINERS} lists, maps and arrays")
+        return _decode(entry) if isinstance(entry, dict) else entry
+
     try:
         message = msgpack.unpackb(
             data,
-            object_hook=_decode,
+            object_hook=counted,
+            list_hook=counted,
             max_str_len=MAX_STRING,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,

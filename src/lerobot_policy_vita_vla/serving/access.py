@@ -37,9 +37,9 @@ def read_token(path: Path | None, environment: Mapping[str, str] = os.environ) -
         source = str(path)
         if not path.is_file():
             raise ValueError(f"no token at {path}; make one: {MAKE_TOKEN.format(path=path)}")
-        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ValueError(f"others may read the token in {path}: chmod 600 {path}")
-        token = path.read_text()
+        with open(path) as file:
+            _check_private(os.fstat(file.fileno()), path, "token")
+            token = file.read()
     token = token.strip()
     if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(
@@ -47,6 +47,15 @@ def read_token(path: Path | None, environment: Mapping[str, str] = os.environ) -
             f"{len(token)} characters; make one: {MAKE_TOKEN.format(path=path or 'token')}"
         )
     return token
+
+
+def _check_private(status: os.stat_result, path: Path, what: str) -> None:
+    if os.name != "posix":
+        return
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ValueError(f"others may read the {what} in {path}: chmod 600 {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ValueError(f"the {what} in {path} belongs to another user: copy it to a file of your own")
 
 
 def is_loopback(host: str) -> bool:
@@ -98,6 +107,8 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
         raise ValueError("TLS needs both --tls-cert and --tls-key")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if key.is_file():
+        _check_private(key.stat(), key, "key")
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:
@@ -123,12 +134,20 @@ class Gate:
         """
         try:
             origin, given = headers.get("Origin"), headers.get("Authorization")
+            site, host = headers.get("Sec-Fetch-Site"), headers.get("Host") or ""
+            upgrade, key = headers.get("Upgrade") or "", headers.get("Sec-WebSocket-Key")
         except LookupError:
             return HTTPStatus.BAD_REQUEST, "repeated header"
-        if origin is not None:
+        if origin is not None or site is not None:
             # Any page in a browser on this machine could otherwise connect to it.
             return HTTPStatus.FORBIDDEN, "not for browsers"
+        if upgrade.lower() != "websocket" or key is None:
+            # A picture's address on a web page: no Origin, but no robot either.
+            return HTTPStatus.UPGRADE_REQUIRED, "this is a websocket"
         if self._token is None:
+            name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+            if not is_loopback(name.strip("[]")):
+                return HTTPStatus.FORBIDDEN, "not under this name"
             return None
         scheme, _, secret = (given or "").partition(" ")
         # openpi's clients say Api-Key.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lerobot_policy_vita_vla.serving.responder import Responder
+from lerobot_policy_vita_vla.serving.responder import FALLBACK_GRACE_MS, Responder
 from lerobot_policy_vita_vla.serving.served import TASK
 
 
@@ -15,20 +15,19 @@ def describe(responder: Responder) -> dict[str, Any]:
         ``observation`` (name -> shape and dtype), ``task`` (the instruction's name), ``action_names``,
         ``chunk_size``, ``n_action_steps``, ``execute_from``, ``temporal_ensemble_coeff``, ``n_obs_steps``,
         ``control_hz``, ``action_mode``, ``gripper_dims``, ``conventions``, ``limits``, ``deadline_ms``,
-        ``policy`` and ``fallback`` (type and fingerprint).
+        ``fallback_grace_ms``, ``policy`` and ``fallback`` (type and fingerprint).
     """
     served, config = responder.policy, responder.policy.config
     recording = getattr(config, "recording", None) or {}
     conventions = recording.get("conventions") or {}
-    spec = (getattr(config, "decoder", None) or {}).get("spec") or getattr(config, "action_spec", None) or {}
-    dims = config.output_features["action"].shape[0]
+    spec = _action_spec(config)
     # Not every policy of LeRobot calls it so.
     chunk_size = getattr(config, "chunk_size", None) or len(served.session().act(served.blank()))
     gripper = conventions.get("gripper_dim")
     return {
         "observation": {key: wanted.record() for key, wanted in served.observation.items()},
         "task": TASK,
-        "action_names": list(spec.get("names") or [f"action_{i}" for i in range(dims)]),
+        "action_names": action_names(config),
         "chunk_size": chunk_size,
         "n_action_steps": min(getattr(config, "n_action_steps", None) or chunk_size, chunk_size),
         "execute_from": getattr(config, "execute_from", 0),
@@ -40,9 +39,20 @@ def describe(responder: Responder) -> dict[str, Any]:
         "conventions": conventions or None,
         "limits": _limits(responder),
         "deadline_ms": responder.deadline_ms,
+        "fallback_grace_ms": FALLBACK_GRACE_MS if responder.fallback is not None else None,
         "policy": _who(responder.policy),
         "fallback": _who(responder.fallback) if responder.fallback is not None else None,
     }
+
+
+def action_names(config: Any) -> list[str]:
+    """Names of an action's numbers, as far as the checkpoint has them."""
+    dims = config.output_features["action"].shape[0]
+    return list(_action_spec(config).get("names") or [f"action_{i}" for i in range(dims)])
+
+
+def _action_spec(config: Any) -> dict[str, Any]:
+    return (getattr(config, "decoder", None) or {}).get("spec") or getattr(config, "action_spec", None) or {}
 
 
 def _limits(responder: Responder) -> dict[str, Any] | None:

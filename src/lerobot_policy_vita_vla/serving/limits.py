@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from vita_vla_client.playback import within_change
+
 POSTPROCESSOR = "policy_postprocessor*.safetensors"
 
 WILD = 1.0
 """An action further outside its limits than this times their width is not cut but refused: what lies that far
 from everything that was ever demonstrated is no slightly large action but a wrong one (our choice)."""
 
-NARROW = 1e-3
-"""Share of the widest limits below which a dimension counts as one that does not move."""
+NARROW = 1e-4
+"""A dimension whose limits lie closer than this share of their own size counts as one that does not move."""
+
+ROUNDING = 1e-5
+"""Share of the limits' size by which float32 may miss them; less than that is not counted as cut."""
 
 
 class UnusableActionsError(ValueError):
@@ -49,6 +54,10 @@ class ActionLimits:
             raise ValueError(
                 f"limits from {self.source}: low, high and max_change must be lists of one length"
             )
+        if not all(
+            np.isfinite(a).all() for a in (self.low_A, self.high_A, self.max_change_A) if a is not None
+        ):
+            raise ValueError(f"limits from {self.source}: every number must be finite")
         if not (self.low_A <= self.high_A).all():
             raise ValueError(
                 f"limits from {self.source}: low {self.low_A} must not exceed high {self.high_A}"
@@ -73,11 +82,11 @@ class ActionLimits:
         """
         check_finite(chunk_TA)
         width_A = self.high_A - self.low_A
+        size_A = np.maximum(np.abs(self.low_A), np.abs(self.high_A))
         # A number that hardly moved in the demonstrations has no width to measure by: it is only cut.
-        moved_A = width_A > NARROW * width_A.max()
-        outside_TA = np.maximum(self.low_A - chunk_TA, chunk_TA - self.high_A) / np.where(
-            moved_A, width_A, np.inf
-        )
+        moved_A = width_A > NARROW * size_A
+        beyond_TA = np.maximum(self.low_A - chunk_TA, chunk_TA - self.high_A)
+        outside_TA = beyond_TA / np.where(moved_A, width_A, np.inf)
         if (outside_TA > WILD).any():
             t, a = np.unravel_index(outside_TA.argmax(), outside_TA.shape)
             raise UnusableActionsError(
@@ -88,9 +97,8 @@ class ActionLimits:
         if self.max_change_A is not None:
             before_A = cut_TA[0] if before_A is None else before_A
             for t in range(len(cut_TA)):
-                step_A = np.clip(cut_TA[t] - before_A, -self.max_change_A, self.max_change_A)
-                before_A = cut_TA[t] = before_A + step_A
-        return cut_TA, int((cut_TA != chunk_TA).sum())
+                before_A = cut_TA[t] = within_change(cut_TA[t], before_A, self.max_change_A)
+        return cut_TA, int((np.abs(cut_TA - chunk_TA) > ROUNDING * np.maximum(size_A, width_A)).sum())
 
 
 def check_finite(chunk_TA: np.ndarray) -> None:
@@ -140,6 +148,13 @@ def read_limits(path: Path, names: Sequence[str] | None = None) -> ActionLimits:
         limits = ActionLimits(record["low"], record["high"], record.get("max_change"), source=str(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold action limits: {error}") from None
+    written = record.get("names")
+    if names and written and len(written) == len(names) and list(written) != list(names):
+        raise ValueError(
+            f"{path} limits {', '.join(map(str, written))}, the policy's actions are {', '.join(names)}: "
+            "make the "
+            "limits of the dataset that it was trained on"
+        )
     if names and len(limits.low_A) != len(names):
         raise ValueError(
             f"{path} limits {len(limits.low_A)} numbers, the policy's actions have {len(names)}: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vita_vla.evaluation.checks import check_device
+from lerobot_policy_vita_vla.serving.describe import action_names
 from lerobot_policy_vita_vla.serving.limits import ActionLimits, demonstrated_limits, read_limits
 from lerobot_policy_vita_vla.serving.responder import Responder
 from lerobot_policy_vita_vla.serving.served import ServedPolicy
@@ -68,6 +69,8 @@ async def serve_until_signal(server: PolicyServer, say: Any = print) -> None:
         raise
     say(f"ready: {server.url}")
     await stopped.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)  # a second one ends the process at once
     say("stopping: robots are hung up on, and hold")
     await server.stop()
     server.responder.close()
@@ -104,8 +107,7 @@ def _limits(served: ServedPolicy, policy: str | Path, wanted: str | Path) -> Act
     if str(wanted) == "none":
         return None
     if str(wanted) != "demonstrations":
-        dims = served.config.output_features["action"].shape[0]
-        return read_limits(Path(wanted), [f"action_{i}" for i in range(dims)])
+        return read_limits(Path(wanted), action_names(served.config))
     found = demonstrated_limits(checkpoint_folder(policy))
     if found is None:
         raise ValueError(

@@ -11,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
+from lerobot_policy_vita_vla.serving.lane import Lane
 from lerobot_policy_vita_vla.serving.limits import ActionLimits, UnusableActionsError, check_finite
 from lerobot_policy_vita_vla.serving.served import ServedPolicy
 
 logger = logging.getLogger(__name__)
 
 FALLBACK_GRACE_MS = 200.0
-"""How much longer the second policy may take, which has started together with the first."""
+"""How much later than the deadline the second policy's answer may come; it has started together with the
+first."""
 
 
 class NoAnswerError(RuntimeError):
@@ -37,27 +39,6 @@ class NoAnswerError(RuntimeError):
     def __init__(self, kind: str, words: str):
         super().__init__(words)
         self.kind = kind
-
-
-class Lane:
-    """A policy and the one thread that it runs in, for all robots.
-
-    Args:
-        served: The policy.
-        name: ``"policy"`` or ``"fallback"``.
-    """
-
-    def __init__(self, served: ServedPolicy, name: str):
-        self.served, self.name = served, name
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    def submit(self, work: Callable[..., Any], *args: Any) -> Future:
-        """Run something in the policy's thread, after what was submitted before."""
-        return self._thread.submit(work, *args)
-
-    def close(self) -> None:
-        """Do not wait for what is running."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Responder:
@@ -143,19 +124,24 @@ class Conversation:
         lanes = filter(None, (self.responder._lane, self.responder._second))
         self._sessions = {lane: lane.served.session() for lane in lanes}
 
-    async def observe(self, observation: Mapping[str, Any], deadline_ms: float | None = None) -> None:
-        """Remember a step without acting on it."""
-        left_s = self._seconds(deadline_ms)
+    async def observe(self, observation: Mapping[str, Any]) -> None:
+        """Remember a step without acting on it, however long that takes: a history must have no gap."""
         started = {lane: lane.submit(s.observe, observation) for lane, s in self._sessions.items()}
-        for lane, future in started.items():
-            await self._result(lane, future, left_s)
+        try:
+            for lane, future in started.items():
+                await self._result(lane, future, None)
+        finally:
+            self._clear(started)
 
-    async def act(self, observation: Mapping[str, Any], deadline_ms: float | None = None) -> dict[str, Any]:
+    async def act(
+        self, observation: Mapping[str, Any], deadline_ms: float | None = None, began: float | None = None
+    ) -> dict[str, Any]:
         """Chunk for a checked observation, with who made it.
 
         Args:
             observation: See `ServedPolicy.check`.
-            deadline_ms: Instead of the responder's own.
+            deadline_ms: The request's own; the responder's holds where it is the earlier one.
+            began: When the request arrived (`time.perf_counter`); None is now.
 
         Returns:
             ``"actions"`` (T, A) float32, ``"source"``, ``"limited"``, ``"infer_ms"``, and with the second
@@ -164,46 +150,55 @@ class Conversation:
         Raises:
             NoAnswerError: No chunk may be sent.
         """
-        allowed_s, began = self._seconds(deadline_ms), time.perf_counter()
+        deadlines = [ms for ms in (deadline_ms, self.responder.deadline_ms) if ms is not None]
+        asked = time.perf_counter()
+        until = (asked if began is None else began) + min(deadlines) / 1e3 if deadlines else None
         started = {lane: lane.submit(s.act, observation) for lane, s in self._sessions.items()}
         reason: NoAnswerError | None = None
-        for lane, future in started.items():
-            spent_s = time.perf_counter() - began
-            try:
-                left_s = None if allowed_s is None else max(0.0, allowed_s - spent_s)
-                chunk_TA, limited = self._allowed(await self._result(lane, future, left_s))
-            except NoAnswerError as error:
-                reason = reason or error
-                if allowed_s is not None:
-                    allowed_s += FALLBACK_GRACE_MS / 1e3
-                continue
-            answer = {"actions": chunk_TA, "source": lane.name, "limited": limited}
-            if reason is not None:
-                logger.warning("the second policy answers: %s", reason)
-                answer["reason"] = str(reason)
-            return answer | {"infer_ms": 1e3 * (time.perf_counter() - began)}
+        try:
+            for lane, future in started.items():
+                try:
+                    left_s = None if until is None else max(0.0, until - time.perf_counter())
+                    chunk_TA, limited = self._allowed(await self._result(lane, future, left_s))
+                except NoAnswerError as error:
+                    reason = reason or error
+                    # The second policy answers where the first cannot: it must not be late because of it.
+                    until = None if until is None else until + FALLBACK_GRACE_MS / 1e3
+                    continue
+                answer = {"actions": chunk_TA, "source": lane.name, "limited": limited}
+                if reason is not None:
+                    logger.warning("the second policy answers: %s", reason)
+                    answer["reason"] = str(reason)
+                return answer | {"infer_ms": 1e3 * (time.perf_counter() - asked)}
+        finally:
+            self._clear(started)
         raise reason
-
-    def _seconds(self, deadline_ms: float | None) -> float | None:
-        deadline_ms = self.responder.deadline_ms if deadline_ms is None else deadline_ms
-        return None if deadline_ms is None else deadline_ms / 1e3
 
     async def _result(self, lane: Lane, future: Future, left_s: float | None) -> Any:
         waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(lambda f: f.cancelled() or f.exception())  # told below, or to the log
         done, _ = await asyncio.wait({waiting}, timeout=left_s)
         if not done:
-            # What has begun cannot be stopped, and ends in its thread. What has not is taken back, so that
-            # the next request does not wait behind it; the step is missing then, and a history starts anew.
-            if future.cancel():
-                self._sessions[lane] = lane.served.session()
-            waiting.add_done_callback(lambda f: f.cancelled() or f.exception())
             raise NoAnswerError("deadline", "the policy's answer was not ready in time")
         try:
             return waiting.result()
         except Exception as error:
-            logger.exception("the policy failed")
+            logger.exception("the %s failed", lane.name)
             words = f"the policy failed with {type(error).__name__}; see the server's log"
             raise NoAnswerError("policy", words) from None
+
+    def _clear(self, started: Mapping[Lane, Future]) -> None:
+        """Nobody waits for these any more, whether they were answered, given up, or their robot has gone."""
+        for lane, future in started.items():
+            if future.done():
+                continue
+            if lane.take_back(future):
+                if lane.served.n_obs_steps > 1:
+                    # The step is missing now: a history starts anew rather than with a gap.
+                    logger.warning("the %s was not asked in time and has lost its history", lane.name)
+                    self._sessions[lane] = lane.served.session()
+            else:
+                future.add_done_callback(lambda f, name=lane.name: _log_failure(name, f))
 
     def _allowed(self, chunk_TA: np.ndarray) -> tuple[np.ndarray, int]:
         try:
@@ -213,6 +208,11 @@ class Conversation:
             return chunk_TA, 0
         except UnusableActionsError as error:
             raise NoAnswerError("actions", f"the policy's actions may not be sent: {error}") from None
+
+
+def _log_failure(name: str, future: Future) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.error("the %s failed, unheard", name, exc_info=error)
 
 
 def _check_alike(policy: ServedPolicy, fallback: ServedPolicy) -> None:

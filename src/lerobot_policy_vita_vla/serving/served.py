@@ -30,6 +30,9 @@ STATE, TASK, PROMPT = "observation.state", "task", "prompt"
 MAX_TASK = 2000
 """Characters of an instruction; what is longer than the prompt of any VLM is a mistake or an attack."""
 
+START_OF_SCAN, MAX_SCANS = b"\xff\xda", 8
+"""Marker of a JPEG; one of three colours has one to three scans, and its thumbnail others."""
+
 
 class BadObservationError(ValueError):
     """The robot sent something that the policy cannot read; its words go back to the robot."""
@@ -109,6 +112,9 @@ class ServedPolicy:
                 f'"{TASK}" is the instruction, a text of at most {MAX_TASK} characters; got '
                 + (f"{len(task)} characters" if isinstance(task, str) else type(task).__name__)
             )
+        if not task.isprintable() or set("<>") & set(task):
+            # The angle brackets mark a VLM's own tokens, such as a picture's place.
+            raise BadObservationError(f'"{TASK}" is one line of text without < and >, got {task[:80]!r}')
         if unknown := sorted(set(given) - set(self.observation)):
             near = difflib.get_close_matches(unknown[0], self.observation, n=1, cutoff=0.3)
             raise BadObservationError(
@@ -211,16 +217,25 @@ def _fit(key: str, value: Any, wanted: Wanted) -> np.ndarray:
         if value.dtype != np.uint8:
             raise BadObservationError(f"{key} is a picture in uint8 from 0 to 255, got {value.dtype}")
         return value
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
     if not np.isfinite(value).all():
-        raise BadObservationError(f"{key} holds NaN or infinity: {value.tolist()}")
-    return value.astype(np.float32)
+        raise BadObservationError(f"{key} holds NaN or infinity, or numbers beyond float32: {value.tolist()}")
+    return value
 
 
 def _decoded(key: str, jpeg: Jpeg, shape: tuple[int, ...]) -> np.ndarray:
     from PIL import Image
 
+    if len(jpeg.data) > np.prod(shape) or jpeg.data.count(START_OF_SCAN) > MAX_SCANS:
+        # A progressive JPEG may go over the same pixels thousands of times in a megabyte.
+        raise BadObservationError(
+            f"{key} is a JPEG of {len(jpeg.data)} bytes in many scans: send a plain one"
+        )
     try:
         with Image.open(io.BytesIO(jpeg.data), formats=["JPEG"]) as picture:
+            if picture.info.get("progressive"):
+                raise BadObservationError(f"{key} is a progressive JPEG: send a plain (baseline) one")
             # Before anything is unpacked: a small file can claim to be a huge picture.
             if (picture.height, picture.width) != shape[:2]:
                 raise BadObservationError(

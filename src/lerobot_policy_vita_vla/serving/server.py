@@ -15,9 +15,12 @@ openpi's server does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from importlib import metadata
 from typing import Any
@@ -28,6 +31,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from lerobot_policy_vita_vla.serving.access import Gate
+from lerobot_policy_vita_vla.serving.connection import Connection
 from lerobot_policy_vita_vla.serving.describe import describe
 from lerobot_policy_vita_vla.serving.responder import Conversation, NoAnswerError, Responder
 from lerobot_policy_vita_vla.serving.served import BadObservationError
@@ -37,8 +41,13 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5
 PING_S = 10
-MAX_UNFINISHED = 64
-"""TCP connections that are no robot's (yet); more are hung up on at once."""
+STOP_S = 3
+REFUSALS_EVERY_S = 5.0
+"""Refusals are counted, and told no more often than this."""
+SILENT = logging.getLogger(f"{__name__}.socket")
+"""What the websocket library says of strangers' handshakes, with their own words in it, goes nowhere."""
+SILENT.addHandler(logging.NullHandler())
+SILENT.propagate = False
 PROTOCOL = 1
 
 
@@ -76,8 +85,9 @@ class PolicyServer:
         }
         self._metadata = pack(self.metadata)
         self.max_message = largest_request(responder)
-        self._clients: set[ServerConnection] = set()
-        self._open = 0
+        self._open: dict[Connection, None] = {}  # old to new
+        self._decoding = ThreadPoolExecutor(2, thread_name_prefix="decoding")
+        self._refused, self._refusal_said = 0, -REFUSALS_EVERY_S
         self._server: Server | None = None
 
     @property
@@ -88,27 +98,13 @@ class PolicyServer:
 
     async def start(self) -> None:
         """Listen."""
-        server = self
-
-        class Connection(ServerConnection):
-            def connection_made(self, transport: Any) -> None:
-                server._open += 1
-                super().connection_made(transport)
-                if server._open > MAX_UNFINISHED + len(server._clients):
-                    transport.abort()
-
-            def connection_lost(self, error: Exception | None) -> None:
-                server._open -= 1
-                server._clients.discard(self)
-                super().connection_lost(error)
-
         self._server = await serve(
             self._robot,
             self.host,
             self.port,
             ssl=self._tls,
             process_request=self._admit,
-            create_connection=Connection,
+            create_connection=partial(Connection, self._open),
             compression=None,  # pictures do not shrink; and decompression is one more thing to attack
             max_size=self.max_message,
             max_queue=2,
@@ -117,14 +113,21 @@ class PolicyServer:
             ping_timeout=PING_S,
             close_timeout=1,
             server_header=None,
+            logger=SILENT,
+            **({"ssl_handshake_timeout": HANDSHAKE_S} if self._tls is not None else {}),
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Hang up on everyone."""
+        """Hang up on everyone; do not wait for a policy that hangs."""
         if self._server is not None:
+            for connection in list(self._open):
+                if not connection.admitted:
+                    connection.transport.abort()  # it would be waited for
             self._server.close()
-            await self._server.wait_closed()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), STOP_S)
+        self._decoding.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
@@ -133,26 +136,39 @@ class PolicyServer:
         if path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "there is / for robots and /healthz\n")
         refused = self._gate.refusal(request.headers)
-        if refused is None and len(self._clients) >= self.max_clients:
+        if refused is None and sum(c.admitted for c in self._open) >= self.max_clients:
             refused = (
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{self.max_clients} robots are connected, no more are allowed",
+                f"{self.max_clients} robots are connected, no more may be",
             )
         if refused is None:
-            self._clients.add(connection)
+            connection.admitted = True
             return None
-        logger.warning("turned %s away: %s", _peer(connection), refused[1])
+        self._say_refused(connection, refused[1])
         return connection.respond(refused[0], f"{refused[1]}\n")
+
+    def _say_refused(self, connection: ServerConnection, words: str) -> None:
+        self._refused += 1
+        if (now := time.monotonic()) - self._refusal_said >= REFUSALS_EVERY_S:
+            logger.warning("turned %s away: %s (%d so far)", _peer(connection), words, self._refused)
+            self._refusal_said = now
 
     async def _robot(self, connection: ServerConnection) -> None:
         timing = Timing()
         logger.info("%s connected", _peer(connection))
+        gone = asyncio.ensure_future(connection.wait_closed())
         try:
             await connection.send(self._metadata)
             conversation = self.responder.open()
             while True:
                 data = await asyncio.wait_for(connection.recv(), self.idle_s)
-                reply, close = await self._reply(conversation, data, timing)
+                answer = asyncio.ensure_future(self._reply(conversation, data, timing))
+                await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    # What a robot that has gone asked for must not keep the others waiting.
+                    answer.cancel()
+                    break
+                reply, close = answer.result()
                 await connection.send(reply)
                 if close:
                     await connection.close(1003, "not a message of this protocol")
@@ -161,6 +177,7 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         finally:
+            gone.cancel()
             logger.info("%s has gone: %s", _peer(connection), timing)
 
     async def _reply(
@@ -173,7 +190,7 @@ class PolicyServer:
                 raise WireError("a message is a binary frame, got text")
             request = unpack(data)
             request_id = _request_id(request)
-            answer = await self._answer(conversation, request)
+            answer = await self._answer(conversation, request, began)
         except WireError as error:
             return f"error: {error}", True
         except BadObservationError as error:
@@ -187,9 +204,13 @@ class PolicyServer:
             answer["server_timing"] = timing.took(began, answer)
         return pack(answer if request_id is None else {**answer, "request_id": request_id}), False
 
-    async def _answer(self, conversation: Conversation, request: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(
+        self, conversation: Conversation, request: dict[str, Any], began: float
+    ) -> dict[str, Any]:
         deadline_ms, act = request.pop("deadline_ms", None), request.pop("act", True)
-        if request.pop("reset", False) is True:
+        if not isinstance(reset := request.pop("reset", False), bool):
+            raise BadObservationError(f"reset is true or false, got {str(reset)[:40]}")
+        if reset:
             conversation.reset()
             if not request:
                 return {"reset": True}
@@ -200,11 +221,12 @@ class PolicyServer:
         if not isinstance(act, bool):
             raise BadObservationError(f"act is true or false, got {str(act)[:40]}")
         # In a thread: a large JPEG must not keep the server from answering pings.
-        observation = await asyncio.to_thread(conversation.responder.policy.check, request)
+        check = conversation.responder.policy.check
+        observation = await asyncio.get_running_loop().run_in_executor(self._decoding, check, request)
         if not act:
-            await conversation.observe(observation, deadline_ms)
+            await conversation.observe(observation)
             return {"remembered": True}
-        return await conversation.act(observation, deadline_ms)
+        return await conversation.act(observation, deadline_ms, began)
 
 
 class Timing:

@@ -32,6 +32,8 @@ PADDING = {"attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
 """Per-token inputs besides the ids, and their value on padding."""
 
 MOST_VIEWS = 2
+MOST_ROWS = 256
+"""Prompts that are kept."""
 """Pictures that one camera's image may become. LLaVA-OneVision shows a lone image twice, whole and as its one
 tile, and has no switch for it; anything above is a grid of tiles."""
 
@@ -193,6 +195,8 @@ class PromptEncoder:
                 for k, v in tokens.items()
             }
             self.check_length(tokens["input_ids"].shape[1], len(sizes))
+            if len(self._rows) >= MOST_ROWS:  # a server may be asked in ever new words
+                del self._rows[next(iter(self._rows))]
             self._rows[key] = tokens, self.positions(inputs | tokens)
         return self._rows[key]
 

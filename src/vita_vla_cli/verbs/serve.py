@@ -7,6 +7,9 @@ from pathlib import Path
 
 from vita_vla_cli.verbs import finish_verb, new_verb
 
+FALLBACK_DEADLINE_MS = 1000.0
+"""Without one a policy that hangs would never be stood in for (our choice: no robot waits longer)."""
+
 
 def add(verbs: argparse._SubParsersAction, name: str) -> None:
     """Declare the verb."""
@@ -35,7 +38,8 @@ vita-vla serve work/robot/finetune --host 0.0.0.0 --token-file token --tls-cert 
     p.add_argument(
         "--deadline-ms",
         type=float,
-        help="how long an answer may take (default: for ever; a request may say its own)",
+        help=f"how long an answer may take; a request may ask for less (default: {FALLBACK_DEADLINE_MS:g} "
+        "with a --fallback, for ever without)",
     )
     p.add_argument(
         "--limits",
@@ -78,6 +82,12 @@ def _serve(args: argparse.Namespace) -> int:
         raise ValueError(f"--deadline-ms is a positive number of milliseconds, got {args.deadline_ms:g}")
     token, tls = read_token(args.token_file), tls_context(args.tls_cert, args.tls_key)
     check_exposure(args.host, token, tls is not None, args.plaintext)
+    if args.fallback is not None and args.deadline_ms is None:
+        args.deadline_ms = FALLBACK_DEADLINE_MS
+        print(
+            f"the fallback answers where the policy takes more than {args.deadline_ms:g} ms; see "
+            "--deadline-ms"
+        )
     if args.fallback is None and args.deadline_ms is not None:
         print("no --fallback: an answer that is late becomes an error, and the robot holds")
 
