@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import shlex
     from dataclasses import replace
 
-    from vita_vla_cli import quickstart
+    from vita_vla_cli import doctor, quickstart
     from vita_vla_cli import steps as runner
     from vita_vla_cli.recipe import FAST, FULL
 
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             print(shlex.join(["vita-vla", *step.argv]))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    if busy := doctor.other_programs():
+        print(f"warning: {busy}, so that steps take much longer: {doctor.BUSY_FIX}", file=sys.stderr)
     # A kill ends a run the way Ctrl-C does: the step's process is ended too, and what is kept is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         return error.code if error.code > 0 else 1
     print()
     print(table(folder))
-    print(f"\ntime: {progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}")
+    measured = f"{progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}"
+    print(f"\ntime: {measured} (the page counts up to the moment in which it is made)")
     print(f"report: {(folder / 'report.html').absolute()}")
     return 0
 
