@@ -22,7 +22,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
             "Offline and on the CPU: five Meta-World tasks, the small teacher and the package's mini VLM.\n"
             "Prints the success rates of teacher, alignment alone, finetuning alone and both stages, and\n"
             "the path of a page with curves and videos. Run it again after an interruption: finished steps\n"
-            "are skipped."
+            "are skipped. It continues only runs of its own and removes nothing that it has not made."
         ),
         examples="""\
 vita-vla quickstart --fast
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     print()
     print(table(folder))
     measured = f"{progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}"
-    print(f"\ntime: {measured} (the page counts up to the moment in which it is made)")
+    print(f"\ntime: {measured} (the page: up to its own making)")
     print(f"report: {(folder / 'report.html').absolute()}")
     return 0
 
