@@ -1,5 +1,5 @@
 // Looks at an open report page; an expression for the DevTools protocol. Colours may come back as rgb() or,
-// from color-mix(), as color(srgb ...).
+// from color-mix(), as color(srgb ...). Commands may scroll sideways: broken lines would be hard to read.
 (async () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
   const videos = [...document.querySelectorAll("video")];
@@ -27,7 +27,7 @@
     if (contrast < 4.5) pale.push([walker.currentNode.data.trim().slice(0, 30), +contrast.toFixed(2)]);
   }
   const wide = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("svg,.sr,.skip,.stack thead")
-    && (e.getBoundingClientRect().right > innerWidth + 0.5 || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible")))
+    && (e.getBoundingClientRect().right > innerWidth + 0.5 || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible" && !e.matches("pre, .missing code"))))
     .map((e) => e.tagName + "." + e.className);
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
   const anchors = [...document.querySelectorAll('a[href^="#"]')].map((a) => a.hash.slice(1));

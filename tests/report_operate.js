@@ -11,6 +11,18 @@
   document.querySelector('button[value="lost"]').click();
   document.querySelector('button[value="finetune"]').click();
   const again = shown().length;
+  const none = document.querySelector("[data-none]"), quiet = none.hidden;
+  const cards = [...document.querySelectorAll('.films figure[data-outcome="won"]')];
+  for (const card of cards) card.dataset.outcome = "lost";
+  document.querySelector('button[value="won"]').click();
+  const empty = quiet && !none.hidden && shown().length === 0;
+  document.querySelector('button[value="won"]').click();
+  for (const card of cards) card.dataset.outcome = "won";
+  const playAll = document.querySelector("button[data-play]"), films = [...document.querySelectorAll("video")];
+  playAll.click();
+  const playing = await until(() => playAll.textContent === "Stop all" && films.every((v) => !v.paused));
+  playAll.click();
+  const stopped = await until(() => playAll.textContent === "Play all shown" && films.every((v) => v.paused));
   const video = document.querySelector("video"), button = video.nextElementSibling;
   button.click();
   const moved = await until(() => video.currentTime > 0.05);
@@ -19,5 +31,5 @@
   const copy = document.querySelector("button[data-copy]");
   copy.click();
   const copied = await until(() => copy.textContent === "Copied");
-  return { all, failures, both, again, moved, paused, copied };
+  return { all, failures, both, again, empty, playing, stopped, moved, paused, copied };
 })()

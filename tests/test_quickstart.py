@@ -141,11 +141,14 @@ def test_timing_holds_every_step_in_order(tmp_path):
     run_steps(tmp_path, steps(tmp_path))
     timing = json.loads((tmp_path / "timing.json").read_text())
     assert [step["name"] for step in timing["steps"]] == ["a", "b"]
-    assert timing["total_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["steps"]), abs=0.2)
+    assert timing["steps"][0]["command"] == f"vita-vla {tmp_path / 'a.txt'} one"
+    assert timing["total_seconds"] == pytest.approx(sum(s["seconds"] for s in timing["steps"]), abs=0.4)
 
 
 def test_steps_that_allow_it_run_side_by_side_and_count_once(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 2)
+    for name in running.THREADS:
+        monkeypatch.delenv(name, raising=False)
     names = ("one", "two", "three")
     files = {name: tmp_path / name for name in (*names, "last")}
     code = (
@@ -168,6 +171,20 @@ def test_steps_that_allow_it_run_side_by_side_and_count_once(tmp_path, monkeypat
     assert timing["total_seconds"] == pytest.approx(progress.total, abs=0.1)
     starts = {step["name"]: step["start"] for step in timing["steps"]}
     assert starts["one"] == 0 and starts["two"] < 1 <= starts["three"] < starts["last"]
+
+
+def test_a_user_who_wants_fewer_threads_gets_them(monkeypatch):
+    for users, got in (("1", 1), ("8", 3), ("", 3), ("4,2", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", users)
+        assert running._threads("OMP_NUM_THREADS", 3) == got
+
+
+@pytest.mark.parametrize(("load", "warns"), [(4096.0, True), (0.0, False)])
+def test_a_busy_machine_is_said_at_the_start(tmp_path, monkeypatch, capsys, load, warns):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    (tmp_path / "teacher").mkdir()  # in the way, so that nothing is run
+    assert cli.main(["quickstart", "--fast", "--run", str(tmp_path)]) == 2
+    assert ("export OMP_NUM_THREADS=1" in capsys.readouterr().err) == warns
 
 
 def test_a_failure_ends_what_runs_beside_it(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from lerobot_policy_vita_vla.evaluation.report_figures import (
     moving_average,
     policy_styles,
 )
-from lerobot_policy_vita_vla.evaluation.report_record import one_option_per_line
+from lerobot_policy_vita_vla.evaluation.report_record import known_commands, one_option_per_line
 from lerobot_policy_vita_vla.evaluation.report_videos import choose_videos
 from lerobot_policy_vita_vla.evaluation.report_view import pair_rows
 from lerobot_policy_vita_vla.evaluation.statistics import paired_comparison
@@ -100,6 +100,7 @@ def test_buttons_do_what_they_say(browser, page):
     assert found["all"] == found["again"]
     assert set(found["failures"]) == {"lost"} and len(found["failures"]) < found["all"]
     assert set(found["both"]) == {"lost finetune"}
+    assert found["empty"] and found["playing"] and found["stopped"]
     assert found["moved"] and found["paused"] and found["copied"]
 
 
@@ -225,6 +226,43 @@ def test_names_from_files_are_escaped(small):
     (small / "align/command.txt").write_text("lerobot-train --job_name='</pre><script>alert(1)</script>'")
     text = build_report([small]).read_text()
     assert "<img" not in text and text.count("<script>") == 1
+
+
+def test_time_and_commands_of_a_quickstart_are_those_of_its_steps(small):
+    asked = [
+        json.loads((small / f"eval/{x}/result.json").read_text())["command"] for x in ("teacher", "finetune")
+    ]
+    names = ("demos", "teacher", "vision", "align", "only_finetune", "finetune", "agreement")
+    steps = [
+        {"name": n, "command": f"vita-vla {n} --of quickstart", "seconds": 60.0, "start": 0.0} for n in names
+    ]
+    for name, command in zip(("eval", "eval_finetune"), asked, strict=True):
+        steps.append({"name": name, "command": command, "seconds": 60.0, "start": 60.0})
+    path = small / "timing.json"
+    path.write_text(json.dumps({"steps": steps, "total_seconds": 120.0}))
+    data = read_run(small)
+    commands, unknown = known_commands(data)
+    assert [name for name, _ in commands] == [*names, "eval", "eval_finetune", "report"] and unknown == []
+    text = build_report([small]).read_text()
+    assert "ran side by side" in text and "2 min 00 s in all, up to this page" in text
+    assert "lerobot-train --" not in text and "one after the other" not in text
+    path.write_text(json.dumps({"steps": [*steps[:1], {"name": "report", "seconds": 5.0}]}))
+    text = build_report([small]).read_text()
+    assert "one after the other: 1 min 05 s in all, this page included" in text
+    path.unlink()
+    commands, unknown = known_commands(read_run(small))
+    assert dict(commands)["teacher"].startswith("lerobot-train")
+    assert [words.split("(")[1] for words in unknown] == ["demos/)", "agreement.json)"]
+    assert "Not recorded" in build_report([small]).read_text()
+
+
+def test_dashes_and_what_is_not_installed(small):
+    path = small / "eval/teacher/result.json"
+    path.write_text(path.read_text().replace('"torch": "2.11.0"', '"torch": "not installed"'))
+    text = build_report([small]).read_text()
+    assert "not installed" not in text
+    assert "Action features need" in text and "gripper decision needs" not in text
+    assert "Teacher and students answer the same 512" in text
 
 
 def test_videos_keep_the_page_within_its_size(run, monkeypatch):

@@ -27,6 +27,7 @@ INSTALL = "make setup"
 OPTIONAL_EXTRAS = {"sim": ("metaworld", "mujoco")}
 DISK_GIB = 5.0  # a quickstart run needs well under one; checkpoints of a full-size VLM need tens
 MEMORY_GIB = 4.0  # LeRobot and torch take about one per process, and there are workers
+BUSY_FIX = "wait for them, or export OMP_NUM_THREADS=1"
 
 _PLUGIN_CHILD = """
 import json, sys
@@ -183,18 +184,27 @@ def check_gpu(child: dict | str) -> Check:
 
 def check_threads(child: dict | str) -> Check:
     """CPU threads that torch uses against the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if isinstance(child, str):
         return Check("threads", OK, f"{cores} cores")
     found = f"{cores} cores, torch uses {child['threads']}"
     if child["threads"] > cores:
         return Check("threads", WARN, found, f"export OMP_NUM_THREADS={cores}")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 1.5 * cores:
-        # torch's threads wait for each other at every operation: one that is not scheduled stalls all.
-        busy = f"{found}; other programs keep {load:.1f} cores busy"
-        return Check("threads", WARN, busy, "wait for them, or export OMP_NUM_THREADS=1")
+    if busy := other_programs():
+        return Check("threads", WARN, f"{found}; {busy}", BUSY_FIX)
     return Check("threads", OK, found)
+
+
+def other_programs() -> str:
+    """What says that this machine is busy already; empty where it is not."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    # torch's threads wait for each other at every operation: one that is not scheduled stalls all.
+    return f"other programs keep {load:.1f} cores busy" if load > 1.5 * _cores() else ""
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_memory() -> Check:

@@ -87,7 +87,7 @@ class Running:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.began, self._clock = time.time(), time.monotonic()
         self._note(done=False)
-        env = os.environ | ({name: str(step.threads) for name in THREADS} if step.threads else {})
+        env = os.environ | {name: str(_threads(name, step.threads)) for name in THREADS if step.threads}
         with self.log.open("w") as log:
             output = {} if verbose else {"stdout": log, "stderr": subprocess.STDOUT}
             self.process = subprocess.Popen(
@@ -153,6 +153,12 @@ class Running:
         new.write_text(json.dumps(record) + "\n")
         new.replace(path)  # never half a record: without one the step's results count as somebody else's
         return seconds
+
+
+def _threads(name: str, wanted: int) -> int:
+    """A step's number of threads; fewer where the user has asked for fewer."""
+    users = os.environ.get(name, "")
+    return min(wanted, int(users)) if users.isdigit() and int(users) > 0 else wanted
 
 
 _shown = 0.0

@@ -5,7 +5,8 @@ under other settings, is in the way: that is said before anything runs.
 
 stamps/<step>.json   identity of a step's inputs, whether it finished, its seconds, when it ran
 logs/<step>.log      its own output
-timing.json          seconds of every step, in order, and of the whole: steps that ran side by side count once
+timing.json          command and seconds of every step, in order, and the seconds of the whole, in which steps
+                     that ran side by side count once
 """
 
 from __future__ import annotations
@@ -217,7 +218,11 @@ def _write_timing(run: Path, steps: Sequence[Step], progress: Progress) -> None:
     apart = sum(record.get("seconds", 0.0) for record in records if "ran" not in record)
     spans = [span for record in records for span in record.get("ran", [])]
     progress.total = apart + _covered(spans)
-    listed = [{"name": name, "seconds": round(progress.seconds[name], 1)} for name in done]
+    commands = {step.name: shlex.join(["vita-vla", *step.argv]) for step in steps}
+    listed = [
+        {"name": name, "command": commands[name], "seconds": round(progress.seconds[name], 1)}
+        for name in done
+    ]
     if not apart:
         for entry, record in zip(listed, records, strict=True):
             began = record["ran"][0][0]

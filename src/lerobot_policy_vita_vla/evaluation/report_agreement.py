@@ -13,6 +13,8 @@ from lerobot_policy_vita_vla.evaluation.report_figures import PolicyStyle
 COLUMNS = 8
 """Chunk steps shown of a longer chunk, evenly spread: what a phone can show."""
 
+DASH = "\u2013"
+
 _KEYS = ("n", "action_names", "r2", "gripper_agreement", "overall", "features", "student_mae", "teacher_mae")
 
 
@@ -43,7 +45,18 @@ def agreement_tables(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]
             }
         )
         tables.append({"name": style.name, "colour": style.colour, **_heat_map(report)})
-    return {"summary": summary, "tables": tables, "n": max(run.agreement[label]["n"] for label in labels)}
+    n = max(run.agreement[label]["n"] for label in labels)
+    return {"summary": summary, "tables": tables, "n": n, "dashes": _dashes(summary)}
+
+
+def _dashes(summary: list[dict[str, Any]]) -> str:
+    """Why some cells of the summary hold a dash; empty where none does."""
+    reasons = {
+        "actions": "The teacher's actions do not vary.",
+        "features": "Action features need a student with the teacher's decoder.",
+        "gripper": "A gripper decision needs a gripper that only opens or closes in the demonstrations.",
+    }
+    return " ".join(text for key, text in reasons.items() if any(row[key] == DASH for row in summary))
 
 
 def _heat_map(report: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +101,11 @@ def _cell(value: float | None, text: str) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.2f}".replace("-", "\u2212")
+    return DASH if value is None else f"{value:.2f}".replace("-", "\u2212")
 
 
 def _percent(value: float | None) -> str:
-    return "\u2013" if value is None else f"{100 * value:.0f}\u202f%"
+    return DASH if value is None else f"{100 * value:.0f}\u202f%"
 
 
 def _mean(values: list[float | None]) -> float:

@@ -48,7 +48,12 @@ def one_option_per_line(command: str) -> str:
 
 
 def timeline(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any] | None:
-    """The steps of the run: start and length in percent of the whole; in turn, where no starts are known."""
+    """The steps of the run: start and length in percent of the whole; in turn, where no starts are known.
+
+    Returns:
+        Rows, the time that passed, whether steps ran ``beside`` each other, and whether making the page was
+        measured too (``with_page``): it is the last step, and not over while the page is made.
+    """
     if run.timing is None or not run.timing["steps"]:
         return None
     steps = run.timing["steps"]
@@ -71,7 +76,13 @@ def timeline(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any] | None:
             }
         )
         start += step["seconds"]
-    return {"rows": rows, "total": duration(total)}
+    spent = sum(step["seconds"] for step in steps)
+    return {
+        "rows": rows,
+        "total": duration(total),
+        "beside": known and spent > 1.01 * total,
+        "with_page": any(step["name"] == "report" for step in steps),
+    }
 
 
 def pipeline_nodes(run: Run) -> list[dict[str, Any]]:
@@ -92,17 +103,11 @@ def pipeline_nodes(run: Run) -> list[dict[str, Any]]:
 
 def provenance(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]:
     """Commands, versions, hashes, renderer."""
-    commands = [(stage.name, stage.command) for stage in run.stages if stage.command]
-    # One eval command usually plays several policies.
-    asked: dict[str, list[str]] = {}
-    for evaluation in run.evaluations:
-        if evaluation.result.get("command"):
-            asked.setdefault(evaluation.result["command"], []).append(evaluation.label)
-    commands += [(f"eval: {', '.join(labels)}", command) for command, labels in asked.items()]
+    commands, unknown = known_commands(run)
     versions: dict[str, list[str]] = {}
     for evaluation in run.evaluations:
         for name, version in (evaluation.result.get("versions") or {}).items():
-            if str(version) not in versions.setdefault(name, []):
+            if version != "not installed" and str(version) not in versions.setdefault(name, []):
                 versions[name].append(str(version))
     renderers = []
     for evaluation in run.evaluations:
@@ -114,6 +119,7 @@ def provenance(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]:
     quality = run.manifest.get("quality")
     return {
         "commands": [(name, one_option_per_line(command)) for name, command in commands],
+        "unknown": unknown,
         "versions": {name: ", ".join(found) for name, found in sorted(versions.items())},
         "hashes": [("manifest", run.manifest["hash"])]
         + [(f"{s.name} weights (sha256)", s.weights_sha256) for s in run.stages if s.weights_sha256],
@@ -125,6 +131,40 @@ def provenance(run: Run, styles: dict[str, PolicyStyle]) -> dict[str, Any]:
             if e.result.get("seconds") and e.result.get("episodes_per_hour")
         ],
     }
+
+
+def known_commands(run: Run) -> tuple[list[tuple[str, str]], list[str]]:
+    """Commands by what they made, in the order of the flow, and the parts whose command is not known.
+
+    A quickstart writes down every command of its own. Of a run made by hand, trainings keep the line of
+    `lerobot-train` that they stand for, and evaluations the command that asked for them.
+    """
+    steps = run.timing["steps"] if run.timing else []
+    commands = [(step["name"], step["command"]) for step in steps if step.get("command")]
+    names = {name for name, _ in commands}
+    complete = bool(commands) and len(commands) == len(steps)
+    by_hand = [
+        (stage.name, stage.command) for stage in run.stages if stage.command and stage.name not in names
+    ]
+    # One eval command usually plays several policies.
+    asked: dict[str, list[str]] = {}
+    for evaluation in run.evaluations:
+        command = evaluation.result.get("command")
+        if command and command not in {text for _, text in commands}:
+            asked.setdefault(command, []).append(evaluation.label)
+    by_hand += [(f"eval: {', '.join(labels)}", command) for command, labels in asked.items()]
+    parts = {
+        "the recording of the demonstrations (demos/)": ("demos", run.demos is not None),
+        "the agreement with the teacher (agreement.json)": ("agreement", run.agreement is not None),
+        "the stored picture features (vision/)": ("vision", "--policy.vision_features=" in str(by_hand)),
+    }
+    unknown = [words for words, (name, there) in parts.items() if there and name not in names]
+    page = (
+        []
+        if not complete or "report" in names
+        else [("report", shlex.join(["vita-vla", "report", str(run.path)]))]
+    )
+    return commands + by_hand + page, unknown
 
 
 def missing_parts(run: Run, *, has_videos: bool) -> list[tuple[str, str]]:

@@ -58,7 +58,8 @@ def headline(run: Run, styles: Styles, pairs: list[dict[str, Any]]) -> dict[str,
     facts.append((str(n), "test episodes per policy"))
     facts.append((str(len(run.evaluations)), "policies compared"))
     if seconds is not None:
-        facts.append((duration(seconds), "from start to end"))
+        whole = any(step["name"] == "report" for step in run.timing["steps"])
+        facts.append((duration(seconds), "from start to end" if whole else "up to this page"))
     title = f"{len(tasks)} {suite} tasks" if len(tasks) > 1 else f"One {suite} task: {tasks[0]}"
     if run.demos:
         title += f", learned from {run.demos['total_episodes']:,} demonstrations"

@@ -21,7 +21,7 @@ def add(verbs: argparse._SubParsersAction, name: str) -> None:
             "Offline and on the CPU: five Meta-World tasks, the small teacher and the package's mini VLM.\n"
             "Prints the success rates of teacher, alignment alone, finetuning alone and both stages, and\n"
             "the path of a page with curves and videos. Run it again after an interruption: finished steps\n"
-            "are skipped."
+            "are skipped. It continues only runs of its own and removes nothing that it has not made."
         ),
         examples="""\
 vita-vla quickstart --fast
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     import shlex
     from dataclasses import replace
 
-    from vita_vla_cli import quickstart
+    from vita_vla_cli import doctor, quickstart
     from vita_vla_cli import steps as runner
     from vita_vla_cli.recipe import FAST, FULL
 
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
             print(shlex.join(["vita-vla", *step.argv]))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    if busy := doctor.other_programs():
+        print(f"warning: {busy}, so that steps take much longer: {doctor.BUSY_FIX}", file=sys.stderr)
     try:
         progress = runner.execute(folder, steps, verbose=args.verbose)
     except runner.StepFailedError as error:
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         return error.code if error.code > 0 else 1
     print()
     print(table(folder))
-    print(f"\ntime: {progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}")
+    measured = f"{progress.total / 60:.1f} min in all; per step in {folder / 'timing.json'}"
+    print(f"\ntime: {measured} (the page: up to its own making)")
     print(f"report: {(folder / 'report.html').absolute()}")
     return 0
 

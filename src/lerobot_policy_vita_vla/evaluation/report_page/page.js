@@ -75,6 +75,7 @@ for (const gallery of document.querySelectorAll("[data-gallery]")) {
     for (const task of gallery.querySelectorAll(".task-films")) {
       task.hidden = !task.querySelector("figure:not([hidden])");
     }
+    gallery.querySelector("[data-none]").hidden = shown().length > 0;
     announce(`${shown().length} videos`);
   };
   for (const button of bar.querySelectorAll("button[data-filter]")) {
@@ -87,7 +88,17 @@ for (const gallery of document.querySelectorAll("[data-gallery]")) {
       filter();
     });
   }
-  bar.querySelector("button[data-play]").addEventListener("click", () => {
+  const all = bar.querySelector("button[data-play]");
+  const playing = () => [...gallery.querySelectorAll(".films video")].filter((video) => !video.paused);
+  const wording = all.textContent;
+  for (const video of gallery.querySelectorAll(".films video")) {
+    for (const event of ["play", "pause"]) {
+      video.addEventListener(event, () => { all.textContent = playing().length ? "Stop all" : wording; });
+    }
+  }
+  all.addEventListener("click", () => {
+    const busy = playing();
+    if (busy.length) return busy.forEach((video) => video.pause());
     for (const video of shown()) {
       video.currentTime = 0;
       play(video);
