@@ -12,7 +12,10 @@ from vita_vla_cli.verbs import finish_verb, new_verb
 
 TASKS_HELP = "names with or without -v3, comma-separated, or a group: easy, medium, hard, very_hard, mt50"
 SUITE_HELP = "libero_object (or spatial, goal, 10, 90), or single tasks: libero_object_3,libero_goal_0"
-PROTOCOL_HELP = "LIBERO: lerobot, openvla, seer, vita-paper (docs/libero.md; default: lerobot, or as trained)"
+PROTOCOL_HELP = (
+    "LIBERO: lerobot, openvla, seer, seer-training, vita-paper "
+    "(docs/libero.md; default: lerobot, or as trained)"
+)
 QUALITIES = ("light", "standard")
 
 
