@@ -689,9 +689,48 @@ def test_unsafe_or_wrong_encoders(tmp_path, encoders, tensors):
         "is another model: it lacks cls_token", mae=source_with(tmp_path / "other", {"weight": torch.ones(1)})
     )
     wide = save_mae(tmp_path / "wide", mae_tensors(width=128))
-    refused("image encoder has width 128(.|\n)*trained on one with 64", mae=wide)
+    refused(r"image encoder(.|\n)*hidden_size 128 \(not 64\)", mae=wide)
     small = save_mae(tmp_path / "small", mae_tensors(side=7))
-    refused("pictures of 112 px", mae=small)
+    refused(r"image_size 112 \(not 224\)", mae=small)
+    short = save_mae(tmp_path / "short", mae_tensors(layers=1))
+    refused(r"image encoder(.|\n)*has num_hidden_layers 1 \(not 2\)\.", mae=short)
+    short = save_clip(tmp_path / "short", clip_tensors(layers=1))
+    refused(r"text encoder(.|\n)*has num_hidden_layers 1 \(not 2\)\.", clip=short)
+
+
+def test_encoders_of_the_same_shapes_but_another_model(tmp_path, encoders, tensors):
+    source = save_seer(tmp_path / "x.pth", tensors)
+
+    def refused(message, **paths):
+        with pytest.raises(ValueError, match=message):
+            import_tiny(source, tmp_path / "out", encoders, **paths)
+
+    def configured(part, name, **changes):
+        part.save_pretrained(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return tmp_path / name
+
+    # More heads have the same weights.
+    refused(
+        r"image encoder(.|\n)*has num_attention_heads 8 \(not 1\)\.",
+        mae=configured(read_mae(encoders[0]), "mae", num_attention_heads=8),
+    )
+    text, tokenizer = read_clip(encoders[1])
+    tokenizer.save_pretrained(tmp_path / "clip")
+    heads = configured(text, "clip", num_attention_heads=8)
+    refused(r"text encoder(.|\n)*has num_attention_heads 8 \(not 1\)\.", clip=heads)
+    # CLIP ViT-B/16 has a text tower of ViT-B/32's shapes.
+    refused(
+        r"patches of 16 px(.|\n)*ViT-B/32(.|\n)*hf download",
+        clip=configured(text, "clip", vision_config={"patch_size": 16}),
+    )
+    refused("patches of 16 px", clip=save_clip(tmp_path / "original", clip_tensors(), patch=16))
+    import_tiny(
+        source,
+        tmp_path / "out",
+        (encoders[0], configured(text, "clip", vision_config={"patch_size": 32})),
+    )
 
 
 def source_with(folder, model):
