@@ -121,7 +121,8 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
             "b.finetune_params": "parameters trained by finetune, 7B",
             "b.convert_peak_gib": "VITA-1.5 conversion, peak memory in GiB (two shards: 9.06)",
             "b.plan_error": "largest error of planned memory or time, share of the measured value",
-            "c.seer_layouts": "layouts of Seer's released checkpoints imported key by key, of 3",
+            "c.seer_layouts": "layouts of Seer's releases imported key by key, of 3 (random numbers in "
+            "the published names and shapes)",
             "c.replay_caught": "broken conventions that a replay on Meta-World and LIBERO catches, of 47",
         },
     ),

@@ -37,8 +37,10 @@ def tiny_layout(name: str, width: int = 32, n_obs_steps: int = 3) -> SeerLayout:
         pretrain_steps=n_obs_steps + 2,
         n_layers=2,
         text_dim=TEXT,
+        text_width=C,
+        text_layers=2,
         vision_dim=C,
-        encoder_layers=2,
+        vision_layers=2,
     )
 
 
@@ -142,11 +144,15 @@ def save_mae(folder: Path, tensors: dict) -> Path:
     return folder
 
 
-def save_clip(folder: Path, tensors: dict) -> Path:
+def save_clip(folder: Path, tensors: dict, patch: int = 32) -> Path:
     """As published: a TorchScript program in float16, and its vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     program = _Program()
-    everything = {**tensors, "visual.proj": torch.zeros(4, 4), "logit_scale": torch.tensor(4.6)}
+    everything = {
+        **tensors,
+        "visual.conv1.weight": torch.zeros(4, 3, patch, patch),
+        "logit_scale": torch.tensor(4.6),
+    }
     for name, value in everything.items():
         module = program
         *path, last = name.split(".")

@@ -21,6 +21,7 @@ WORLD = Conventions(
     image_size=(8, 8),
     control_hz=20,
     settle_steps=10,
+    refreshed=True,
     position_unit=0.05,
     action_rotation="axis_angle",
     rotation_unit=0.5,
@@ -110,6 +111,7 @@ def test_a_quaternion_action_gets_shorter_and_the_gripper_moves_along():
         ({"image_size": (16, 16)}, "draw 16 x 16"),
         ({"control_hz": 10}, "at 10 Hz"),
         ({"settle_steps": 0}, "0 idle steps"),
+        ({"refreshed": False}, "its first observation as the policy's did"),
         ({"action_mode": "absolute"}, "take absolute actions"),
         ({"state_rotation": None}, "one of them has none"),
         ({"action_rotation": None}, "one of them has none"),
@@ -136,6 +138,59 @@ def test_a_state_whose_quaternion_lost_its_sign_is_refused_and_the_other_way_con
     turn = Rotation.from_rotvec(hand[:, 3:6])
     np.testing.assert_allclose(there[:, 3:6], turn.as_euler("xyz"), atol=1e-9)
     np.testing.assert_array_equal(there[:, [0, 1, 2, 6, 7]], hand[:, [0, 1, 2, 6, 7]])
+
+
+def test_seers_wrap_of_an_axis_angle_vector_is_no_rotation_but_can_be_computed():
+    wrapped = replace(WORLD, state_rotation="axis_angle_2pi_as_euler")
+    hand = np.zeros((3, 8))
+    # A hand that points down, on both sides of half a turn; and one that does not, which stays as it is.
+    hand[:, 3:6] = [3.1, 0.3, 0.0], [3.2, 0.3, 0.0], [0.4, -0.2, 0.1]
+    seen = plan_conversion(wrapped, WORLD).state(hand)
+    np.testing.assert_allclose(seen[:, 3], [3.1, 3.2 - 2 * np.pi, 0.4], atol=1e-9)
+    np.testing.assert_allclose(seen[:, [4, 5, 6]], hand[:, [4, 5, 6]], atol=1e-9)
+    quaternions = replace(WORLD, state_rotation="quaternion_xyzw")
+    given = np.concatenate([hand[:, :3], Rotation.from_rotvec(hand[:, 3:6]).as_quat(), hand[:, 6:]], axis=1)
+    np.testing.assert_allclose(plan_conversion(wrapped, quaternions).state(given), seen, atol=1e-6)
+    for lost in ("euler_xyz", "axis_angle"):
+        with pytest.raises(ValueError, match="lost the quaternion's sign"):
+            plan_conversion(wrapped, replace(WORLD, state_rotation=lost))
+        with pytest.raises(ValueError, match="does not tell the rotation"):
+            plan_conversion(replace(WORLD, state_rotation=lost), wrapped)
+    with pytest.raises(ValueError, match="action_rotation is one of"):
+        replace(WORLD, action_rotation="axis_angle_2pi_as_euler")
+
+
+def test_added_euler_angles_convert_to_nothing_but_another_unit():
+    calvin = replace(WORLD, action_rotation="euler_xyz_added", rotation_unit=0.05)
+    for other in ("axis_angle", "euler_xyz"):
+        for pair in (
+            (calvin, replace(WORLD, action_rotation=other)),
+            (replace(WORLD, action_rotation=other), calvin),
+        ):
+            with pytest.raises(ValueError, match="added to Euler angles turn the hand otherwise"):
+                plan_conversion(*pair)
+    out = plan_conversion(calvin, replace(calvin, rotation_unit=0.5)).actions(np.ones(7))
+    np.testing.assert_allclose(out, [1, 1, 1, 0.1, 0.1, 0.1, 1])
+    with pytest.raises(ValueError, match="state_rotation is one of"):
+        replace(WORLD, state_rotation="euler_xyz_added")
+
+
+@pytest.mark.filterwarnings("error")
+def test_gimbal_lock_is_refused():
+    euler = Conversion(replace(WORLD, state_rotation="euler_xyz"), WORLD)
+    hand = np.zeros((2, 8))
+    hand[1, 3:6] = 0, np.pi / 2, 0
+    with pytest.raises(ValueError, match="gimbal lock"):
+        euler.state(hand)
+    hand[1, 4] -= 1e-4
+    np.testing.assert_allclose(euler.state(hand)[1, 3:6], hand[1, 3:6], atol=1e-6)
+
+
+def test_what_an_older_record_does_not_say_of_the_first_observation_is_not_compared():
+    old = {name: value for name, value in WORLD.to_dict().items() if name != "refreshed"}
+    for refreshed in (True, False):
+        assert not Conventions.from_dict(old).differences(replace(WORLD, refreshed=refreshed))
+    assert replace(WORLD, refreshed=False).differences(WORLD) == {"refreshed": (False, True)}
 
 
 def test_all_refusals_come_at_once():

@@ -224,6 +224,7 @@ def test_protocols_are_those_of_the_published_evaluations():
         "lerobot": (256, 10, -1.0, True, 0, 50),
         "openvla": (256, 10, -1.0, True, 0, 50),
         "seer": (128, 5, 0.0, False, 42, 20),
+        "seer-training": (128, 5, 0.0, False, 42, 20),  # as seer, but for the state
         "vita-paper": (128, 5, 0.0, False, 42, 50),
     }
     steps = {name: [p.max_steps.get(s) for s in suite.SUITES[:4]] for name, p in suite.PROTOCOLS.items()}
@@ -231,6 +232,7 @@ def test_protocols_are_those_of_the_published_evaluations():
         "lerobot": [280, 280, 300, 520],
         "openvla": [220, 280, 300, 520],
         "seer": [None, None, None, 600],
+        "seer-training": [None, None, None, 600],
         "vita-paper": [600] * 4,
     }
 

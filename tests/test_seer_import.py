@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,19 @@ from lerobot.policies.factory import make_pre_post_processors
 
 import seer_reference
 from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
+from lerobot_policy_vita_vla.demos import libero_suite
+from lerobot_policy_vita_vla.demos.checkpoint_records import go_on
+from lerobot_policy_vita_vla.demos.dataset import DatasetWriter
+from lerobot_policy_vita_vla.demos.declared import remembered
+from lerobot_policy_vita_vla.demos.expert import Demonstration
+from lerobot_policy_vita_vla.demos.plan import recording_settings
+from lerobot_policy_vita_vla.demos.record import _describe
+from lerobot_policy_vita_vla.demos.scenes import LIBERO, make_scene
+from lerobot_policy_vita_vla.evaluation.checks import check_recording, conversion_of
+from lerobot_policy_vita_vla.evaluation.manifest import make_manifest
 from lerobot_policy_vita_vla.teacher.load import load_teacher
 from lerobot_policy_vita_vla.teacher.seer.batches import observations
+from lerobot_policy_vita_vla.teacher.seer.dataset_facts import fill_config
 from lerobot_policy_vita_vla.teacher.seer.layout import StepLayout
 from lerobot_policy_vita_vla.teacher.seer.official import importing, torch_files
 from lerobot_policy_vita_vla.teacher.seer.official.checkpoint import open_checkpoint
@@ -23,6 +35,9 @@ from lerobot_policy_vita_vla.teacher.seer.official.frozen_encoders import read_c
 from lerobot_policy_vita_vla.teacher.seer.official.importing import import_seer
 from lerobot_policy_vita_vla.teacher.seer.official.layouts import LAYOUTS, is_unused
 from lerobot_policy_vita_vla.teacher.seer.pictures import stack_cameras
+from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
+from lerobot_policy_vita_vla.vla.teaching import check_teacher
+from libero_helpers import require_libero
 from seer_files import (
     HEADS,
     INSTRUCTIONS,
@@ -211,6 +226,7 @@ def test_history_grows_as_in_seers_evaluation(imported, tensors, n):
     """Seer repeats the last frame behind the real ones and reads the last real step."""
     teacher = load_teacher(imported["libero"])
     policy, batch = teacher.policy, batch_for(teacher, steps=4)
+    policy.checks_pictures = False  # they have the encoder's size already, so that nothing is resized
     policy.reset()
     for step in range(n):
         now = {k: v[:, step] if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -317,7 +333,9 @@ def test_it_knows_its_conventions(imported):
     assert (known["calvin"].gripper_open, known["libero"].gripper_open) == (1.0, -1.0)
     assert (known["calvin"].control_hz, known["libero"].control_hz) == (30, 20)
     assert (known["calvin"].image_size, known["libero"].image_size) == ((200, 200), (128, 128))
-    assert (known["calvin"].state_rotation, known["libero"].state_rotation) == ("euler_xyz", "axis_angle_2pi")
+    assert known["calvin"].state_rotation == "euler_xyz"
+    assert known["calvin"].action_rotation == "euler_xyz_added"
+    assert known["libero"].state_rotation == "axis_angle_2pi_as_euler" and known["libero"].refreshed is False
     assert known["libero"].settle_steps == 5 and known["libero"].image_orientation == "as_drawn"
     assert load_teacher(imported["libero"]).policy.config.temporal_ensemble_coeff == 0.01
     assert load_teacher(imported["calvin"]).policy.config.temporal_ensemble_coeff is None
@@ -329,12 +347,13 @@ def test_lerobot_loads_it_with_its_processors(imported):
     teacher = load_teacher(imported["calvin"])
     batch = batch_for(teacher, steps=1)
     now = {k: v[:1, 0] if torch.is_tensor(v) else v[:1] for k, v in batch.items()}
+    for key, feature in config.image_features.items():
+        now[key] = now[key][..., : feature.shape[1], : feature.shape[2]]
     teacher.policy.reset()
     assert after(teacher.policy.select_action(before(now))).shape == (1, 7)
 
 
 def test_a_student_aligns_with_it(tmp_path, encoders, tensors):
-    from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
     from lerobot_policy_vita_vla.vla.modeling_vita_vla import VitaVLAPolicy
     from tiny_vlms import save
 
@@ -366,6 +385,138 @@ def test_a_student_aligns_with_it(tmp_path, encoders, tensors):
     loss, _ = student.train()(batch)
     loss.backward()
     assert loss.isfinite() and loss > 0
+
+
+def older(record):
+    """As an earlier version of this package wrote it."""
+    conventions = {k: v for k, v in record["conventions"].items() if k != "refreshed"}
+    settings = {
+        k: v for k, v in record["settings"].items() if k not in ("state_rotations", "evaluated_under")
+    }
+    return {
+        **record,
+        "suite": "libero_10",
+        "quality": "original",
+        "conventions": {**conventions, "state_rotation": "axis_angle_2pi"},
+        "settings": settings,
+    }
+
+
+@pytest.mark.parametrize("written", [dict, older])
+def test_its_protocols_fit_and_others_are_refused(imported, libero_package, written):
+    record = written(load_teacher(imported["libero"]).recording)
+    for protocol in ("seer", "seer-training", "vita-paper"):
+        manifest = make_manifest("libero_10_0", 2, quality="standard", protocol=protocol)
+        check_recording(record, manifest)
+        conversion = conversion_of(record, manifest)
+        # The state as the protocol gives it: true Euler angles in Seer's own evaluation.
+        assert conversion.steps == []
+        assert (conversion.policy.state_rotation == "euler_xyz") == (protocol != "seer-training")
+    other = make_manifest("libero_10_0", 2, quality="standard")
+    with pytest.raises(
+        ValueError, match="settle_steps(.|\n)*Play --quality standard --size 128 --protocol seer"
+    ):
+        check_recording(record, other)
+    with pytest.raises(ValueError, match="quality: recorded with 'standard', here 'light'"):
+        check_recording(record, make_manifest("libero_10_0", 2, quality="light", protocol="seer"))
+
+
+def test_training_goes_on_under_the_same_conventions_only(imported):
+    record = load_teacher(imported["libero"]).recording
+    own = {**record, "settings": {"protocol": "seer"}, "seeds": {"libero_10_0": [1000, 1001]}}
+    own["conventions"] = {**record["conventions"], "state_rotation": "euler_xyz"}
+    kept = go_on(record, own)
+    assert kept["conventions"] == own["conventions"] and kept["seeds"] == own["seeds"]
+    assert kept["settings"]["continued_from"]["settings"]["imported"] == "Seer"
+    assert go_on(kept, kept) == kept and go_on({}, own) == own and go_on(record, {}) == record
+    hub = {**own, "observation_size": 256}
+    hub["conventions"] = libero_suite.find_protocol("lerobot").conventions(256).to_dict()
+    with pytest.raises(ValueError, match="image_size(.|\n)*settle_steps(.|\n)*train a new policy"):
+        go_on(record, hub)
+    # Data that do not say what they mean take nothing away, and what they say is compared.
+    silent = RecordingInfo("", {}, "", 128, 20, "").to_dict()
+    assert go_on(record, silent) == record
+    with pytest.raises(ValueError, match="control_hz: recorded with 10, here 20"):
+        go_on(record, {**silent, "control_hz": 10})
+
+
+def test_continuing_an_imported_checkpoint_on_other_data_is_refused(tmp_path, imported):
+    config = PreTrainedConfig.from_pretrained(imported["libero"])
+    info = RecordingInfo.from_dict(config.recording)
+    info.conventions = libero_suite.find_protocol("lerobot").conventions(128).to_dict()
+    info.save(tmp_path)
+    dataset = SimpleNamespace(root=tmp_path, features={})
+    with pytest.raises(ValueError, match="image_orientation: recorded with 'rotated_180', here 'as_drawn'"):
+        fill_config(config, None, dataset)
+    info.conventions = libero_suite.find_protocol("seer").conventions(128).to_dict()
+    info.settings = {"protocol": "seer"}
+    info.save(tmp_path)
+    fill_config(config, None, dataset)
+    assert config.recording["settings"]["continued_from"]["settings"]["imported"] == "Seer"
+
+
+TASK, FRAMES = "libero_10_0", 6
+
+
+def short_recording(root):
+    """Some frames under Seer's protocol, by a hand that hardly tilts; with the recorder's own description."""
+    scene = make_scene("libero", TASK, quality="standard", observation_size=128, protocol="seer")
+    rng, frames = np.random.default_rng(0), []
+    seen, _ = scene.reset(seed=1000)
+    for _ in range(FRAMES):
+        action = rng.uniform(-1, 1, 7) * [0.5, 0.5, 0.5, 0.01, 0.01, 0.5, 1]
+        pictures = np.stack([seen["pixels.image"], seen["pixels.image2"]])
+        frames.append((pictures, seen["agent_pos"], scene.known_state(), action, action))
+        seen = scene.step(action)[0]
+    scene.close()
+    columns = [np.stack(column) for column in zip(*frames, strict=True)]
+    columns[1:] = [column.astype(np.float32) for column in columns[1:]]
+    writer = DatasetWriter(root, repo_id="local/x", scenes=LIBERO, observation_size=128)
+    writer.append(Demonstration(*columns), libero_suite.instruction(TASK))
+    settings = recording_settings([TASK], 1, "standard", 128, 1000, None, "seer")
+    info = _describe(settings, [SimpleNamespace(task=TASK, tried=1, kept=1)], writer.finish())
+    info.save(root)
+    return root
+
+
+def test_on_libero_it_evaluates_and_teaches_without_a_flag_that_overrides(tmp_path, encoders, tensors):
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    require_libero()
+    source = save_seer(tmp_path / "x.pth", tensors)
+    import_tiny(source, tmp_path / "seer", encoders, n_obs_steps=1)
+    line = [
+        "eval",
+        str(tmp_path / "seer"),
+        "--run",
+        str(tmp_path / "run"),
+        "--suite",
+        TASK,
+        "--protocol",
+        "seer",
+    ]
+    assert (
+        cli.main([*line, "--episodes", "1", "--episode-length", "3", "--workers", "1", "--videos", "0"]) == 0
+    )
+    result = json.loads((tmp_path / "run" / "eval" / "seer" / "result.json").read_text())
+    assert result["overall"]["n_episodes"] == 1
+    data = LeRobotDatasetMetadata("local/x", root=short_recording(tmp_path / "demos"))
+    low, high = data.stats["action"]["min"], data.stats["action"]["max"]
+    assert (high - low)[3:5].max() < 0.1, "a narrow range, which must not be taken for another unit"
+    teacher = load_teacher(tmp_path / "seer")
+    config = VitaVLAConfig(
+        chunk_size=3,
+        recording=remembered(data),
+        input_features={
+            **{key: PolicyFeature(FeatureType.VISUAL, (3, 128, 128)) for key in teacher.cameras},
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+    )
+    assert check_teacher(teacher, config, data.stats) == {key: key for key in teacher.cameras}
+    config.recording["conventions"]["settle_steps"] = 10
+    with pytest.raises(ValueError, match="settle_steps: recorded with 10, here 5"):
+        check_teacher(teacher, config, data.stats)
 
 
 # --- bad input
@@ -570,9 +721,48 @@ def test_unsafe_or_wrong_encoders(tmp_path, encoders, tensors):
         "is another model: it lacks cls_token", mae=source_with(tmp_path / "other", {"weight": torch.ones(1)})
     )
     wide = save_mae(tmp_path / "wide", mae_tensors(width=128))
-    refused("image encoder has width 128(.|\n)*trained on one with 64", mae=wide)
+    refused(r"image encoder(.|\n)*hidden_size 128 \(not 64\)", mae=wide)
     small = save_mae(tmp_path / "small", mae_tensors(side=7))
-    refused("pictures of 112 px", mae=small)
+    refused(r"image_size 112 \(not 224\)", mae=small)
+    short = save_mae(tmp_path / "short", mae_tensors(layers=1))
+    refused(r"image encoder(.|\n)*has num_hidden_layers 1 \(not 2\)\.", mae=short)
+    short = save_clip(tmp_path / "short", clip_tensors(layers=1))
+    refused(r"text encoder(.|\n)*has num_hidden_layers 1 \(not 2\)\.", clip=short)
+
+
+def test_encoders_of_the_same_shapes_but_another_model(tmp_path, encoders, tensors):
+    source = save_seer(tmp_path / "x.pth", tensors)
+
+    def refused(message, **paths):
+        with pytest.raises(ValueError, match=message):
+            import_tiny(source, tmp_path / "out", encoders, **paths)
+
+    def configured(part, name, **changes):
+        part.save_pretrained(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return tmp_path / name
+
+    # More heads have the same weights.
+    refused(
+        r"image encoder(.|\n)*has num_attention_heads 8 \(not 1\)\.",
+        mae=configured(read_mae(encoders[0]), "mae", num_attention_heads=8),
+    )
+    text, tokenizer = read_clip(encoders[1])
+    tokenizer.save_pretrained(tmp_path / "clip")
+    heads = configured(text, "clip", num_attention_heads=8)
+    refused(r"text encoder(.|\n)*has num_attention_heads 8 \(not 1\)\.", clip=heads)
+    # CLIP ViT-B/16 has a text tower of ViT-B/32's shapes.
+    refused(
+        r"patches of 16 px(.|\n)*ViT-B/32(.|\n)*hf download",
+        clip=configured(text, "clip", vision_config={"patch_size": 16}),
+    )
+    refused("patches of 16 px", clip=save_clip(tmp_path / "original", clip_tensors(), patch=16))
+    import_tiny(
+        source,
+        tmp_path / "out",
+        (encoders[0], configured(text, "clip", vision_config={"patch_size": 32})),
+    )
 
 
 def test_nothing_is_downloaded_over_another_model(tmp_path, encoders, tensors):
@@ -608,7 +798,7 @@ def test_damaged_and_halved_encoders_are_refused(tmp_path, encoders, tensors):
         "1 tensors with NaN or infinite numbers, such as layernorm.weight", save_mae(tmp_path / "a", poisoned)
     )
     refused(
-        "has 1 layers, this checkpoint was trained on one with 2",
+        r"it has num_hidden_layers 1 \(not 2\)",
         save_mae(tmp_path / "b", mae_tensors(layers=1)),
     )
     mae, clip = tmp_path / "mae", tmp_path / "clip"

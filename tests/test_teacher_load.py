@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, Teacher
+from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.teacher.load import load_teacher
 from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
 from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
@@ -141,6 +143,22 @@ def test_act_as_a_teacher(tmp_path, act_statistics, mode):
     torch.testing.assert_close(teacher.predict_action_chunk(batch), own, atol=1e-4, rtol=1e-5)
     assert not policy.model.action_head._forward_pre_hooks
     assert not teacher.policy.model.action_head._forward_pre_hooks
+
+
+def test_act_says_how_its_demonstrations_were_recorded_where_that_can_be_found(
+    tmp_path, act_statistics, caplog
+):
+    make_act(tmp_path / "act", NormalizationMode.MEAN_STD, act_statistics)
+    for _ in range(2):
+        assert load_teacher(tmp_path / "act").recording == {}
+    assert caplog.text.count("its conventions are not compared") == 1
+    info = RecordingInfo("metaworld", {}, "light", SIZE, 80, "corner2", statistics_hash="of another day")
+    info.save(tmp_path / "demos")
+    shutil.copytree(tmp_path / "act", tmp_path / "trained")
+    named = {"dataset": {"root": str(tmp_path / "demos")}}
+    (tmp_path / "trained" / "train_config.json").write_text(json.dumps(named))
+    info.statistics_hash = ""
+    assert load_teacher(tmp_path / "trained").recording == info.to_dict()
 
 
 def test_act_that_cannot_teach(tmp_path, act_statistics):

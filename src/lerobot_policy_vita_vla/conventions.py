@@ -61,10 +61,16 @@ ORIENTATIONS = (
 """The eight ways to lay a square picture down, against the camera's own; `conversion.orient` draws them.
 Rotations are counter-clockwise; mirrored swaps left and right; transposed swaps rows and columns."""
 
-ROTATIONS = {"axis_angle": 3, "axis_angle_2pi": 3, "euler_xyz": 3, "quaternion_xyzw": 4}
+OF_STATES, OF_ACTIONS = "axis_angle_2pi_as_euler", "euler_xyz_added"
+"""The two that only a state and only an action may have; neither can be read as a rotation."""
+
+ROTATIONS = {"axis_angle": 3, "axis_angle_2pi": 3, "euler_xyz": 3, "quaternion_xyzw": 4, OF_STATES: 3}
+ROTATIONS[OF_ACTIONS] = 3
 """Rotation representation -> how many numbers it takes. ``axis_angle`` is the shortest (angle up to pi);
 ``axis_angle_2pi`` follows its quaternion's sign (angle up to 2 pi), as robosuite's and LeRobot's LIBERO state
-does; ``euler_xyz`` is about fixed axes x, y, z in this order."""
+does, and `OF_STATES` is its three numbers brought into the range of Euler angles as if they were some, as
+Seer's training does; ``euler_xyz`` is about fixed axes x, y, z in this order, and `OF_ACTIONS` is added to
+such angles number by number, as CALVIN does."""
 
 ACTION_MODES = ("delta", "absolute")
 
@@ -77,7 +83,9 @@ class Conventions:
         image_size: Height and width, pixels.
         control_hz: Actions per second.
         image_orientation: One of `ORIENTATIONS`: how pictures lie against the camera's own.
-        settle_steps: Idle steps between an environment's reset and the first observation.
+        settle_steps: Idle steps between an environment's reset and the first action.
+        refreshed: The first observation is made after them, not before; None where a record does not say,
+            and then it is not compared.
         action_mode: ``"delta"`` (displacements) or ``"absolute"`` (targets).
         action_dim: A.
         position_unit: Metres per unit of the action's position, whose three numbers come first.
@@ -96,6 +104,7 @@ class Conventions:
     control_hz: float
     image_orientation: str = "as_drawn"
     settle_steps: int = 0
+    refreshed: bool | None = None
     action_mode: str = "delta"
     action_dim: int = 7
     position_unit: float = 1.0
@@ -116,8 +125,8 @@ class Conventions:
         choices = {
             "image_orientation": ORIENTATIONS,
             "action_mode": ACTION_MODES,
-            "action_rotation": (None, *ROTATIONS),
-            "state_rotation": (None, *ROTATIONS),
+            "action_rotation": (None, *(name for name in ROTATIONS if name != OF_STATES)),
+            "state_rotation": (None, *(name for name in ROTATIONS if name != OF_ACTIONS)),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -151,7 +160,10 @@ class Conventions:
     def differences(self, other: Conventions) -> dict[str, tuple[Any, Any]]:
         """Field -> (here, there), for each field in which the two differ."""
         mine, theirs = asdict(self), asdict(other)
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        found = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        if None in found.get("refreshed", ()):
+            del found["refreshed"]
+        return found
 
 
 @dataclass

@@ -5,7 +5,8 @@
 
 Exact are: laying a picture down another way, an affine change of the gripper's command, another
 representation or unit of the same rotation or displacement. Not exact, hence refused: other pixels, another
-rate, a target instead of a displacement, other settle steps, a quaternion whose sign was lost.
+rate, a target instead of a displacement, other settle steps, a quaternion whose sign was lost, Euler angles
+at gimbal lock, and numbers that are no rotation (`conventions.OF_STATES`, `conventions.OF_ACTIONS`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from functools import cache
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from lerobot_policy_vita_vla.conventions import ORIENTATIONS, ROTATIONS, Conventions
+from lerobot_policy_vita_vla.conventions import OF_ACTIONS, OF_STATES, ORIENTATIONS, ROTATIONS, Conventions
+
+GIMBAL_LOCK = 1e-6
+"""Cosine of the second Euler angle below which scipy's other two are rounding, or arbitrary."""
 
 _TURNS = {
     # Quarter turns counter-clockwise, after mirroring left and right.
@@ -56,7 +60,13 @@ def orientation_after(first: str, second: str) -> str:
 
 
 def read_rotation(numbers: np.ndarray, representation: str) -> Rotation:
-    """Numbers (..., 3 or 4) in radians or as a quaternion -> rotations (scipy's)."""
+    """Numbers (..., 3 or 4) in radians or as a quaternion -> rotations (scipy's).
+
+    Raises:
+        ValueError: For a representation whose numbers do not tell the rotation.
+    """
+    if representation in (OF_STATES, OF_ACTIONS):
+        raise ValueError(f"numbers in representation {representation!r} do not tell the rotation")
     flat = np.asarray(numbers, dtype=np.float64).reshape(-1, ROTATIONS[representation])
     if representation == "quaternion_xyzw":
         return Rotation.from_quat(flat)
@@ -66,11 +76,19 @@ def read_rotation(numbers: np.ndarray, representation: str) -> Rotation:
 
 
 def write_rotation(rotations: Rotation, representation: str) -> np.ndarray:
-    """Rotations -> numbers (n, 3 or 4); for ``axis_angle_2pi`` the quaternion that scipy keeps decides."""
+    """Rotations -> numbers (n, 3 or 4); for ``axis_angle_2pi`` the quaternion that scipy keeps decides.
+
+    Raises:
+        ValueError: If Euler angles are asked for at gimbal lock, where two of them are arbitrary.
+    """
     if representation == "quaternion_xyzw":
         return rotations.as_quat()
     if representation == "euler_xyz":
-        return rotations.as_euler("xyz")
+        return _euler(rotations)
+    if representation == OF_STATES:
+        return wrap_as_euler(write_rotation(rotations, "axis_angle_2pi"))
+    if representation == OF_ACTIONS:
+        raise ValueError(f"a rotation has no numbers in representation {OF_ACTIONS!r}: they are differences")
     shortest = rotations.as_rotvec()
     if representation == "axis_angle":
         return shortest
@@ -81,11 +99,34 @@ def write_rotation(rotations: Rotation, representation: str) -> np.ndarray:
     return np.where(other_way, longer, shortest)
 
 
+def wrap_as_euler(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, 3) as if they were Euler angles xyz, brought into their range: `conventions.OF_STATES`.
+
+    What Seer's loading of LIBERO's demonstrations does to axis-angle vectors. Numbers beyond half a turn (the
+    second: a quarter) change.
+    """
+    return _euler(Rotation.from_euler("xyz", vectors))
+
+
+def _euler(rotations: Rotation) -> np.ndarray:
+    matrices = rotations.as_matrix()
+    if (np.hypot(matrices[..., 0, 0], matrices[..., 1, 0]) < GIMBAL_LOCK).any():
+        raise ValueError(
+            "a rotation lies at gimbal lock (its second Euler angle is a quarter of a turn), where the other "
+            "two Euler angles are arbitrary: use a policy with axis-angle vectors or quaternions"
+        )
+    return rotations.as_euler("xyz")
+
+
 def _rewrite(numbers: np.ndarray, at: int, have: tuple[str, float], want: tuple[str, float]) -> np.ndarray:
     # Rotation numbers that begin at `at`, each as (representation, radians per unit).
     if have == want:
         return numbers
     size = ROTATIONS[have[0]]
+    if have[0] == want[0] == OF_ACTIONS:
+        numbers = np.array(numbers)
+        numbers[..., at : at + size] *= have[1] / want[1]
+        return numbers
     rotation = read_rotation(numbers[..., at : at + size] * have[1], have[0])
     new = write_rotation(rotation, want[0]).reshape(*numbers.shape[:-1], -1) / want[1]
     return np.concatenate([numbers[..., :at], new, numbers[..., at + size :]], axis=-1).astype(numbers.dtype)
@@ -150,6 +191,8 @@ REFUSALS = {
     "image_size": "other pixels are other pictures: let the environment draw {mine[0]} x {mine[1]}",
     "control_hz": "an action is what happens in 1/{mine:g} s: run the environment or robot at {mine:g} Hz",
     "settle_steps": "let the environment do {mine} idle steps after its reset",
+    "refreshed": "let the environment make its first observation as the policy's did: after the idle steps "
+    "(True) or before them (False)",
     "action_mode": "let the controller take {mine} actions",
     "state_position": "give the policy the state it was trained on",
     "state_rotation_at": "give the policy the state it was trained on",
@@ -174,8 +217,20 @@ def plan_conversion(policy: Conventions, world: Conventions) -> Conversion:
         mine, theirs = found.get(name, (None, None))
         if (mine is None) != (theirs is None):
             problems.append(f"{name} is {mine!r} for the policy and {theirs!r} here: one of them has none")
+    pair = found.get("action_rotation", ())
+    if OF_ACTIONS in pair and None not in pair:
+        problems.append(
+            f"action_rotation is {pair[0]!r} for the policy and {pair[1]!r} here: three numbers that are "
+            "added to Euler angles turn the hand otherwise in each of its orientations; train on actions in "
+            "this environment's representation"
+        )
     mine, theirs = found.get("state_rotation", (None, None))
-    if mine == "axis_angle_2pi" and theirs not in (None, "quaternion_xyzw"):
+    if theirs == OF_STATES and mine is not None:
+        problems.append(
+            f"state_rotation is {mine!r} for the policy and {theirs!r} here, which does not tell the "
+            f"rotation: let the environment give quaternion_xyzw or {mine}"
+        )
+    elif mine in ("axis_angle_2pi", OF_STATES) and theirs not in (None, "quaternion_xyzw", "axis_angle_2pi"):
         problems.append(
             f"state_rotation is {mine!r} for the policy and {theirs!r} here, which has lost the quaternion's "
             "sign: let the environment give quaternion_xyzw or axis_angle_2pi"

@@ -50,6 +50,7 @@ def compare_statistics(
     action_spec: ActionSpec | None = None,
     bounded: bool = True,
     state_stats: Mapping[str, Any] | None = None,
+    same_units: bool = False,
     tolerance: float = STATISTICS_TOLERANCE,
 ) -> list[str]:
     """Where a trained model's idea of actions and state differs from a dataset's.
@@ -61,6 +62,8 @@ def compare_statistics(
             be expressed at all. It must then cover the dataset's range, and the dataset use a good part of
             it. A linear decoder (ACT's) must fit the dataset's mean and spread.
         state_stats: ``{"mean": (S,), "std": (S,)}`` with which the model standardises the state.
+        same_units: The model and the dataset declare the same units, so that a dimension which uses little of
+            its range is calm, whatever it looks like.
         tolerance: Allowed difference of the state, as a fraction of its standard deviation.
 
     Returns:
@@ -68,13 +71,15 @@ def compare_statistics(
     """
     found: list[str] = []
     if action_spec is not None:
-        found += _action_differences(action_spec, dataset_stats["action"], bounded)
+        found += _action_differences(action_spec, dataset_stats["action"], bounded, same_units)
     if state_stats is not None:
         found += _state_differences(state_stats, dataset_stats["observation.state"], tolerance)
     return found
 
 
-def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: bool) -> list[str]:
+def _action_differences(
+    spec: ActionSpec, stats: Mapping[str, Any], bounded: bool, same_units: bool
+) -> list[str]:
     dims = np.size(stats["min"])
     if dims != spec.dim:
         return [f"action: the model gives {spec.dim} numbers, the dataset has {dims}"]
@@ -84,7 +89,8 @@ def _action_differences(spec: ActionSpec, stats: Mapping[str, Any], bounded: boo
     constant = high <= low
     if bounded:
         reach = 1.0 + 2 * ACTION_RANGE_TOLERANCE
-        differs = (low < -reach) | (high > reach) | (~constant & (high - low < 2 * NARROWEST_ACTION_RANGE))
+        narrow = ~constant & (high - low < 2 * NARROWEST_ACTION_RANGE) & (not same_units)
+        differs = (low < -reach) | (high > reach) | narrow
         here = [f"[{o - s:.4g}, {o + s:.4g}]" for o, s in zip(offset, scale, strict=True)]
     else:
         mean, std = _numbers(stats["mean"], offset, scale), _numbers(stats["std"], 0.0, scale)

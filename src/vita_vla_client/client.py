@@ -24,6 +24,7 @@ CONVENTIONS = frozenset(
         "image_size",
         "control_hz",
         "image_orientation",
+        "refreshed",
         "settle_steps",
         "action_mode",
         "action_dim",

@@ -7,6 +7,8 @@ import numpy as np
 from robosuite.utils.observables import Observable, sensor
 from scipy.spatial.transform import Rotation
 
+from lerobot_policy_vita_vla.conventions import OF_STATES
+from lerobot_policy_vita_vla.conversion import wrap_as_euler
 from lerobot_policy_vita_vla.demos.libero_world import in_order
 
 
@@ -56,13 +58,16 @@ def robot_state(raw: dict[str, np.ndarray], rotation: str) -> np.ndarray:
 
     Args:
         raw: robosuite's observation.
-        rotation: ``"axis_angle_2pi"`` or ``"euler_xyz"`` (`conventions.ROTATIONS`), radians.
+        rotation: ``"axis_angle_2pi"``, ``"axis_angle_2pi_as_euler"`` or ``"euler_xyz"``
+            (`conventions.ROTATIONS`), radians.
     """
     quaternion = np.asarray(raw["robot0_eef_quat"], dtype=np.float64)
     if rotation == "euler_xyz":
         angles = Rotation.from_quat(quaternion).as_euler("xyz")
     else:
         angles = _axis_angle(quaternion)
+        if rotation == OF_STATES:
+            angles = wrap_as_euler(angles[None])[0]
     return np.concatenate([raw["robot0_eef_pos"], angles, raw["robot0_gripper_qpos"]])
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from lerobot_policy_vita_vla.conventions import Conventions
+from lerobot_policy_vita_vla.conventions import OF_STATES, Conventions
 from lerobot_policy_vita_vla.demos.gl import NotReadyError
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -125,6 +125,7 @@ class Protocol:
             control_hz=CONTROL_HZ,
             image_orientation=self.image_orientation,
             settle_steps=self.settle_steps,
+            refreshed=self.refresh,
             action_mode="delta",
             position_unit=0.05,
             action_rotation="axis_angle",
@@ -134,6 +135,10 @@ class Protocol:
 
 
 _SHORTER = {**_LONGER, "libero_spatial": 220}
+# Seer: raw pictures, the zero action while settling, the observation from before it, Euler angles.
+_SEER = Protocol(
+    "seer", 128, "as_drawn", 5, 0.0, False, "euler_xyz", {"libero_10": 600}, 20, 1, 0.01, True, 42
+)
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -145,26 +150,11 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "openvla", 256, "rotated_180", 10, -1.0, True, "axis_angle_2pi", _SHORTER, 50, 8, None, True, 0
         ),
-        # Seer: raw pictures, the zero action while settling, the observation from before it, Euler angles.
-        Protocol(
-            "seer", 128, "as_drawn", 5, 0.0, False, "euler_xyz", {"libero_10": 600}, 20, 1, 0.01, True, 42
-        ),
+        _SEER,
+        # The same, with the state that Seer's weights were trained on. Nobody has published under it.
+        replace(_SEER, name="seer-training", state_rotation=OF_STATES),
         # VITA-VLA's eval_utils_libero_vita.py: Seer's conventions, 600 steps for every suite, 50 episodes.
-        Protocol(
-            "vita-paper",
-            128,
-            "as_drawn",
-            5,
-            0.0,
-            False,
-            "euler_xyz",
-            dict.fromkeys(SUITES, 600),
-            50,
-            1,
-            0.01,
-            True,
-            42,
-        ),
+        replace(_SEER, name="vita-paper", max_steps=dict.fromkeys(SUITES, 600), episodes_per_task=50),
     )
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
 from lerobot_policy_vita_vla.conversion import Conversion, plan_conversion
+from lerobot_policy_vita_vla.demos.checkpoint_records import EVALUATED_UNDER, STATE_ROTATIONS, read_record
 from lerobot_policy_vita_vla.demos.scenes import LIBERO, conventions, scenes_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
 from lerobot_policy_vita_vla.evaluation.results import RUN_FILE
@@ -57,9 +57,9 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
             manifest.observation_size,
         )
         return
-    info = RecordingInfo.from_dict(recording)
-    suite, quality = _own_words(info)
-    found = replace(info, suite=suite, quality=quality).picture_differences(
+    world = conventions(manifest.suite, manifest.observation_size, manifest.protocol)
+    info = read_record(recording, world.state_rotation)
+    found = info.picture_differences(
         {
             "suite": manifest.suite,
             "quality": manifest.quality,
@@ -81,6 +81,14 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
         else:
             for step in conversion.steps:
                 logger.info("converted: %s", step)
+    if len(given := info.settings.get(STATE_ROTATIONS, ())) > 1:
+        logger.info(
+            "the state holds the hand's orientation as %s; the policy was trained with %s and its authors "
+            "evaluate it with %s (docs/seer_checkpoints.md)",
+            world.state_rotation,
+            given[0],
+            given[1],
+        )
     for task in manifest.tasks:
         first, last = info.seeds.get(task, (1, 0))
         seen = [e.seed for e in manifest.episodes if e.task == task and first <= e.seed <= last]
@@ -111,19 +119,19 @@ def check_recording(recording: Mapping[str, Any], manifest: Manifest, *, allow: 
     if not allow:
         raise ValueError(
             f"the policy was trained on something else than this manifest plays:\n  {lines}\n"
-            f"Play {_flags(info, trained_under)}, on seeds that were not demonstrated, or pass "
+            f"Play {_flags(info)}, on seeds that were not demonstrated, or pass "
             "--allow-differences if measuring exactly this is the point (Python: allow_other_recording=True)"
         )
     logger.warning("evaluating although the recording differs:\n  %s", lines)
 
 
-def _flags(info: RecordingInfo, protocol: str | None) -> str:
+def _flags(info: RecordingInfo) -> str:
+    protocol = info.settings.get("protocol") or info.settings.get(EVALUATED_UNDER)
     which = "--suite" if info.suite.startswith(LIBERO.name) else "--tasks"
     tasks = list(info.seeds) or info.task_names
     shown = ",".join(tasks[:2]) + (",..." if len(tasks) > 2 else "")
-    quality = "standard" if info.quality == "original" else info.quality
     flags = f"{which} {shown} " if shown else ""
-    flags += f"--quality {quality} --size {info.observation_size}"
+    flags += f"--quality {info.quality} --size {info.observation_size}"
     return flags + (f" --protocol {protocol}" if protocol else "")
 
 
@@ -138,8 +146,9 @@ def conversion_of(recording: Mapping[str, Any], manifest: Manifest) -> Conversio
     """
     if not recording.get("conventions"):
         return None
-    policy = Conventions.from_dict(recording["conventions"])
-    return Conversion(policy, conventions(manifest.suite, manifest.observation_size, manifest.protocol))
+    world = conventions(manifest.suite, manifest.observation_size, manifest.protocol)
+    policy = read_record(recording, world.state_rotation).conventions
+    return Conversion(Conventions.from_dict(policy), world)
 
 
 def check_device(device: str) -> None:
@@ -153,13 +162,6 @@ def check_device(device: str) -> None:
     there += [name for name, is_available in more.items() if is_available()]
     if device not in (*there, *(name.partition(":")[0] for name in there)):
         raise ValueError(f"--device {device}: this machine has no such device; it has {', '.join(there)}")
-
-
-def _own_words(info: RecordingInfo) -> tuple[str, str]:
-    # Seer's imported checkpoints name one of LIBERO's suites, and call the simulator's own pictures original.
-    if not info.suite.startswith(LIBERO.name):
-        return info.suite, info.quality
-    return LIBERO.name, "standard" if info.quality == "original" else info.quality
 
 
 def check_same_run(folder: Path, wanted: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:

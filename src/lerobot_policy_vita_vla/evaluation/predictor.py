@@ -19,6 +19,7 @@ import torch
 
 from lerobot_policy_vita_vla.conventions import match_cameras
 from lerobot_policy_vita_vla.conversion import Conversion
+from lerobot_policy_vita_vla.demos.checkpoint_records import EVALUATED_UNDER, read_record
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD, STATE, Scenes, scenes_of
 from lerobot_policy_vita_vla.evaluation.checks import conversion_of
 from lerobot_policy_vita_vla.evaluation.manifest import Manifest
@@ -300,7 +301,10 @@ def read_recording(path: str | Path) -> dict[str, Any]:
 
 def recording_defaults(path: str | Path) -> dict[str, Any]:
     """Arguments of `manifest.make_manifest` that show a policy the pictures it was trained on."""
-    recording = read_recording(path)
-    found = {key: recording[key] for key in ("quality", "observation_size") if recording.get(key)}
-    protocol = recording.get("settings", {}).get("protocol")
+    if not (recording := read_recording(path)):
+        return {}
+    info = read_record(recording)
+    known = {"quality": info.quality, "observation_size": info.observation_size}
+    found = {key: value for key, value in known.items() if value}
+    protocol = info.settings.get("protocol") or info.settings.get(EVALUATED_UNDER)
     return {**found, "protocol": protocol} if protocol else found

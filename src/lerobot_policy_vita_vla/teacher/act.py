@@ -11,7 +11,9 @@ can teach one task, or tasks that its pictures and state tell apart.
 
 from __future__ import annotations
 
+import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, ActionSpec, TeacherTargets
+from lerobot_policy_vita_vla.conventions import RECORDING_FILE, RecordingInfo
 from lerobot_policy_vita_vla.teacher.decoder import ActionDecoder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class ACTTeacher:
         self.feature_dim: int = config.dim_model
         self.cameras: tuple[str, ...] = tuple(config.image_features)
         self.state_dim: int = config.robot_state_feature.shape[0] if config.robot_state_feature else 0
-        self.recording: dict[str, Any] = {}
+        self.recording: dict[str, Any] = recording_beside(folder)
         self.to(device)
         head = policy.model.action_head
         self.action_spec = _action_spec(self._unnormalizer(), head.out_features)
@@ -116,6 +119,32 @@ class ACTTeacher:
                 f"{self.folder}/policy_postprocessor.json has {len(steps)} unnormalizer steps, expected one"
             )
         return steps[0]
+
+
+@cache
+def recording_beside(folder: Path) -> dict[str, Any]:
+    """What an ACT checkpoint does not keep: the record of the dataset that it was trained on.
+
+    Args:
+        folder: A ``pretrained_model`` folder.
+
+    Returns:
+        `RecordingInfo` as plain JSON types, without the statistics' hash, since the dataset may have been
+        replaced; empty, and said once, where there is none to be found.
+    """
+    path, root = folder / "train_config.json", None
+    if path.is_file():
+        root = (json.loads(path.read_text()).get("dataset") or {}).get("root")
+    info = RecordingInfo.load(root) if root else None
+    if info is None:
+        where = f"{Path(root) / RECORDING_FILE} is not there" if root else f"{path} names no dataset's folder"
+        logger.warning(
+            "%s does not say how its demonstrations were recorded (%s): its conventions are not compared",
+            folder,
+            where,
+        )
+        return {}
+    return {**info.to_dict(), "statistics_hash": ""}
 
 
 def _action_spec(unnormalizer: Any, n_dims: int) -> ActionSpec:

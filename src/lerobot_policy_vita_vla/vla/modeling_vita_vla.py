@@ -14,6 +14,7 @@ from torch import Tensor
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
 from lerobot_policy_vita_vla.contracts import check_loss
 from lerobot_policy_vita_vla.conventions import check_picture_sizes
+from lerobot_policy_vita_vla.demos.checkpoint_records import go_on
 from lerobot_policy_vita_vla.demos.declared import remembered
 from lerobot_policy_vita_vla.ema import ParameterEMA
 from lerobot_policy_vita_vla.teacher.weights import read_weights
@@ -48,7 +49,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
         checkpoint: Set by `from_pretrained`: where the weights come from.
 
     Raises:
-        ValueError: Without a checkpoint, for stage ``finetune`` or a missing or unfit teacher.
+        ValueError: Without a checkpoint, for stage ``finetune`` or a missing or unfit teacher; with one, for
+            a dataset of other conventions.
     """
 
     config_class = VitaVLAConfig
@@ -65,7 +67,8 @@ class VitaVLAPolicy(PreTrainedPolicy):
         **kwargs: Any,
     ):
         super().__init__(config)
-        self._remember_recording(dataset_meta)
+        before = checkpoint.config.get("recording") if checkpoint else None
+        config.recording = go_on(before, remembered(dataset_meta)) or config.recording
         # Read-only and never a submodule: not in the state dict, not seen by DDP or the optimiser.
         object.__setattr__(self, "_teacher", None)
         if checkpoint is None:
@@ -308,7 +311,3 @@ class VitaVLAPolicy(PreTrainedPolicy):
     def _autocast(self) -> torch.autocast:
         device = next(self.network.mapper.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16")
-
-    def _remember_recording(self, dataset_meta: Any) -> None:
-        if recording := remembered(dataset_meta):
-            self.config.recording = recording

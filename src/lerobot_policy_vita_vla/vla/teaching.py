@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_vita_vla.contracts import ActionSpec, Teacher
-from lerobot_policy_vita_vla.conventions import (
-    RecordingInfo,
-    compare_statistics,
-    match_cameras,
-    statistics_hash,
-)
+from lerobot_policy_vita_vla.conventions import compare_statistics, match_cameras, statistics_hash
+from lerobot_policy_vita_vla.demos.checkpoint_records import read_pair, same_units
 from lerobot_policy_vita_vla.vla.configuration_vita_vla import VitaVLAConfig
 
 
@@ -110,10 +106,13 @@ def check_teacher(
     taught_on = getattr(teacher, "recording", None)
     if not problems and "action" in (dataset_stats or {}) and not _same_numbers(taught_on, dataset_stats):
         problems = compare_statistics(
-            dataset_stats, action_spec=teacher.action_spec, bounded=_is_bounded(teacher.decoder.config())
+            dataset_stats,
+            action_spec=teacher.action_spec,
+            bounded=_is_bounded(teacher.decoder.config()),
+            same_units=same_units(config.recording, taught_on),
         )
-    if taught_on and config.recording:
-        problems += RecordingInfo.from_dict(config.recording).picture_differences(taught_on)
+    if records := read_pair(config.recording, taught_on):
+        problems += records[0].picture_differences(records[1].to_dict())
     if problems:
         raise ValueError(
             f"the teacher at {config.teacher_path} does not fit: "
@@ -150,8 +149,9 @@ def check_decoder_scale(
     """
     if dataset_stats is None or "action" not in dataset_stats or _same_numbers(trained_on, dataset_stats):
         return
-    spec = ActionSpec.from_dict(config.decoder["spec"])
-    if problems := compare_statistics(dataset_stats, action_spec=spec, bounded=_is_bounded(config.decoder)):
+    spec, bounded = ActionSpec.from_dict(config.decoder["spec"]), _is_bounded(config.decoder)
+    declared = same_units(config.recording, trained_on)
+    if problems := compare_statistics(dataset_stats, action_spec=spec, bounded=bounded, same_units=declared):
         raise ValueError(
             "the student's decoder and this dataset scale actions differently: "
             + "; ".join(problems)

@@ -15,7 +15,10 @@ SUITE_HELP = (
     "object, spatial, goal, 10 or 90, in any case, with or without libero_, or single tasks: "
     "libero_object_3,libero_goal_0"
 )
-PROTOCOL_HELP = "LIBERO: lerobot, openvla, seer, vita-paper (docs/libero.md; default: lerobot, or as trained)"
+PROTOCOL_HELP = (
+    "LIBERO: lerobot, openvla, seer, seer-training, vita-paper "
+    "(docs/libero.md; default: lerobot, or as trained)"
+)
 QUALITIES = ("light", "standard")
 
 

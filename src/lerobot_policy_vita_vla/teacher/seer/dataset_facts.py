@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE, ActionSpec
+from lerobot_policy_vita_vla.demos.checkpoint_records import go_on
 from lerobot_policy_vita_vla.demos.declared import remembered
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: 
     What a checkpoint already knows is kept: its action statistics belong to its weights.
 
     Raises:
-        ValueError: A fresh policy without statistics, or without a way to tell the gripper.
+        ValueError: A fresh policy without statistics, or without a way to tell the gripper; a dataset with
+            other conventions than the checkpoint's.
     """
     if not config.action_spec:
         if not stats or ACTION not in stats:
@@ -57,8 +59,7 @@ def fill_config(config: SeerConfig, stats: dict[str, Any] | None, dataset_meta: 
     if config.auxiliary_weight > 0 and config.auxiliary_indices is None:
         size = len(torch.as_tensor(stats[PRIVILEGED_STATE]["mean"]).flatten()) if stats else METAWORLD_SIZE
         config.auxiliary_indices = list(METAWORLD_POSITIONS if size == METAWORLD_SIZE else range(size))
-    if recording := remembered(dataset_meta):
-        config.recording = recording
+    config.recording = go_on(config.recording, remembered(dataset_meta))
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lerobot_policy_vita_vla.contracts import ActionSpec
-from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
+from lerobot_policy_vita_vla.conventions import OF_ACTIONS, OF_STATES, Conventions, RecordingInfo
+from lerobot_policy_vita_vla.demos.checkpoint_records import EVALUATED_UNDER, STATE_ROTATIONS
 
 MOTION = ("x", "y", "z", "roll", "pitch", "yaw")
 
@@ -41,7 +42,7 @@ class Benchmark:
     ensemble_coeff: float | None
     conventions: Conventions
     meaning: dict[str, str]
-    remarks: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, Any] = field(default_factory=dict)
 
     def action_spec(self) -> ActionSpec:
         """Six arm numbers in [-1, 1] as they are, and a gripper that is either -1 or 1."""
@@ -52,7 +53,7 @@ class Benchmark:
         return RecordingInfo(
             suite=self.suite,
             tasks={},
-            quality="original",
+            quality="standard",
             observation_size=self.conventions.image_size[0],
             control_hz=int(self.conventions.control_hz),
             camera=self.camera,
@@ -78,21 +79,21 @@ CALVIN = Benchmark(
         position_unit=0.02,
         gripper_open=1.0,
         gripper_closed=-1.0,
-        action_rotation="euler_xyz",
+        # calvin_env adds it to the hand's Euler angles; it composes no rotations.
+        action_rotation=OF_ACTIONS,
         rotation_unit=0.05,
         state_rotation="euler_xyz",
     ),
     meaning={
         "x,y,z": "displacement of the hand, 1 is 0.02 m (CALVIN's rel_actions)",
-        "roll,pitch,yaw": "rotation of the hand as Euler angles xyz, 1 is 0.05 rad",
+        "roll,pitch,yaw": "added to the hand's Euler angles xyz, 1 is 0.05 rad",
         "gripper": "-1 close, 1 open",
     },
     remarks={"state_source": "robot_obs: its first six numbers and its last, the gripper command"},
 )
 
 LIBERO = Benchmark(
-    # The released checkpoint is the one finetuned on LIBERO-LONG.
-    suite="libero_10",
+    suite="libero",
     # LeRobot's names of LIBERO's cameras.
     cameras={"observation.images.image": (128, 128), "observation.images.image2": (128, 128)},
     camera="agentview,robot0_eye_in_hand",
@@ -104,14 +105,15 @@ LIBERO = Benchmark(
         image_size=(128, 128),
         control_hz=20,
         settle_steps=5,
+        refreshed=False,
         action_mode="delta",
         position_unit=0.05,
         gripper_open=-1.0,
         gripper_closed=1.0,
         action_rotation="axis_angle",
         rotation_unit=0.5,
-        # Of the training data; Seer's own evaluation feeds Euler angles, see the remarks.
-        state_rotation="axis_angle_2pi",
+        # What the weights were trained on; Seer's own evaluation gives them Euler angles, see the remarks.
+        state_rotation=OF_STATES,
     ),
     meaning={
         "x,y,z": "displacement of the hand, 1 is 0.05 m (LIBERO's OSC controller)",
@@ -119,8 +121,11 @@ LIBERO = Benchmark(
         "gripper": "-1 open, 1 close",
     },
     remarks={
-        "state_rotation_in_training": "LIBERO's ee_ori, an axis-angle vector, wrapped like Euler angles",
-        "state_rotation_in_seers_evaluation": "Euler angles xyz of the hand's quaternion",
+        "finetuned_on": "libero_10",
+        # Training: LIBERO's ee_ori, an axis-angle vector, wrapped like Euler angles. Evaluation: true Euler
+        # angles xyz of the hand's quaternion.
+        STATE_ROTATIONS: [OF_STATES, "euler_xyz"],
+        EVALUATED_UNDER: "seer",
         "settle": "5 steps of the zero action; the first observation is the one before them",
     },
 )

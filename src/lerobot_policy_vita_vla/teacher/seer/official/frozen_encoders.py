@@ -21,6 +21,7 @@ from lerobot_policy_vita_vla.teacher.seer.instruction import load_clip
 from lerobot_policy_vita_vla.teacher.seer.official.original_encoders import (
     MAE_EPS,
     VOCABULARY,
+    check_patch,
     original_clip,
     original_mae,
 )
@@ -115,6 +116,7 @@ def read_clip(path: str | Path) -> tuple[nn.Module, Any]:
     if original is not None:
         model, tokenizer = original_clip(original, CLIP.fix_beside(folder))
     else:
+        check_patch(_picture_patch(folder / "config.json"), folder, CLIP.fix_beside(folder))
         model, tokenizer = _hugging_face(load_clip, folder, CLIP)
     _check_finite(model, original or folder, CLIP)
     return model, tokenizer
@@ -198,6 +200,13 @@ def _model_type(path: Path) -> str | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from None
     return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _picture_patch(path: Path) -> int | None:
+    """What a configuration of the whole CLIP says of its image tower; None for the text model alone."""
+    config = json.loads(path.read_text())
+    tower = config.get("vision_config", config.get("vision_config_dict"))
+    return tower.get("patch_size") if isinstance(tower, dict) else None
 
 
 def _hugging_face(load: Callable[[Path], Any], folder: Path, source: Source) -> Any:

@@ -25,11 +25,13 @@ from lerobot_policy_vita_vla.teacher.seer.official.checkpoint import SeerCheckpo
 from lerobot_policy_vita_vla.teacher.seer.official.frozen_encoders import (
     CLIP,
     MAE,
+    Source,
     from_hub,
     read_clip,
     read_mae,
 )
 from lerobot_policy_vita_vla.teacher.seer.official.layouts import LAYOUTS, SeerLayout, our_tensors
+from lerobot_policy_vita_vla.teacher.seer.official.original_encoders import HEAD_WIDTH
 from lerobot_policy_vita_vla.teacher.seer.processor_seer import make_seer_pre_post_processors
 from lerobot_policy_vita_vla.teacher.weights import load_strictly
 
@@ -163,24 +165,36 @@ def _fill(policy: SeerPolicy, checkpoint: SeerCheckpoint, vit: nn.Module, text: 
 def _check_encoders(
     layout: SeerLayout, vit: nn.Module, text: nn.Module, mae: str | Path, clip: str | Path
 ) -> None:
-    layers = layout.encoder_layers
-    for source, path, model in ((MAE, mae, vit), (CLIP, clip, text)):
-        if (found := model.config.num_hidden_layers) != layers:
-            raise ValueError(
-                f"{source.what} at {path} has {found} layers, this checkpoint was trained on one with "
-                f"{layers}: it is another model, or a part of it. {source.fix_beside(path)}"
-            )
-    seen = (vit.config.hidden_size, vit.config.image_size, vit.config.patch_size)
-    if seen != (layout.vision_dim, IMAGE_SIZE, layout.patch):
+    wanted = {"image_size": IMAGE_SIZE, "patch_size": layout.patch}
+    _check_tower("image", vit.config, layout.vision_dim, layout.vision_layers, wanted, MAE, mae)
+    wanted = {"projection_dim": layout.text_dim}
+    _check_tower("text", text.config, layout.text_width, layout.text_layers, wanted, CLIP, clip)
+
+
+def _check_tower(
+    which: str,
+    config: Any,
+    width: int,
+    layers: int,
+    further: dict[str, int],
+    source: Source,
+    path: str | Path,
+) -> None:
+    # Weights of the same shapes may be another model's: heads are in no shape, and fewer blocks load as well.
+    wanted = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "intermediate_size": 4 * width,
+        **further,
+    }
+    found = {name: getattr(config, name) for name in wanted}
+    if wrong := [
+        f"{name} {found[name]} (not {wanted[name]})" for name in wanted if found[name] != wanted[name]
+    ]:
         raise ValueError(
-            f"the image encoder has width {seen[0]}, pictures of {seen[1]} px and patches of {seen[2]} px; "
-            f"this checkpoint was trained on one with {layout.vision_dim}, {IMAGE_SIZE} and {layout.patch}: "
-            f"MAE ViT-B/16. {MAE.fix_beside(mae)}"
-        )
-    if text.config.projection_dim != layout.text_dim:
-        raise ValueError(
-            f"the text encoder gives {text.config.projection_dim} numbers, this checkpoint was trained on "
-            f"one with {layout.text_dim}: CLIP ViT-B/32. {CLIP.fix_beside(clip)}"
+            f"the {which} encoder at {path} is not the one that this checkpoint was trained on, "
+            f"{source.what}: it has {', '.join(wrong)}. {source.fix_beside(path)}"
         )
 
 

@@ -81,8 +81,10 @@ class SeerLayout:
         pretrain_steps: H of the checkpoint before finetuning, whose time embedding is longer.
         arm_dim: Arm numbers in state and action.
         text_dim: Width of the frozen text encoder's output.
+        text_width: Width of its blocks.
+        text_layers: Blocks of it.
         vision_dim: C.
-        encoder_layers: Of either frozen encoder.
+        vision_layers: Blocks of the frozen image encoder.
         action_tokens: T.
         patch: Pixels per side of a predicted patch.
         resampler_depth: Layers of the resampler.
@@ -102,8 +104,10 @@ class SeerLayout:
     n_layers: int = 24
     arm_dim: int = 6
     text_dim: int = 512
+    text_width: int = 512
+    text_layers: int = 12
     vision_dim: int = 768
-    encoder_layers: int = 12
+    vision_layers: int = 12
     action_tokens: int = 3
     patch: int = 16
     resampler_depth: int = 3

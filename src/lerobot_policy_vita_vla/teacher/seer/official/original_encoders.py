@@ -21,6 +21,9 @@ MAE_EPS = 1e-6
 """Of the ViT's layer norms as its authors built it; Hugging Face's configuration says 1e-12."""
 HEAD_WIDTH = 64
 """Of both original encoders, at every size."""
+CLIP_PATCH = 32
+"""Pixels per side of a patch of CLIP's image tower, which nothing here reads, but which tells ViT-B/32 from
+ViT-B/16, whose text tower has the same shapes."""
 
 
 def original_mae(path: Path, fix: str) -> nn.Module:
@@ -90,6 +93,8 @@ def original_clip(path: Path, fix: str) -> tuple[nn.Module, Any]:
             f"{path.parent}, or take Hugging Face's copy, which holds both. {fix}"
         )
     saved = read_script_tensors(path) if is_script(path) else read_checkpoint(path)
+    picture = saved.get("visual.conv1.weight") if isinstance(saved, dict) else None
+    check_patch(picture.shape[-1] if isinstance(picture, Tensor) else None, path, fix)
     dropped = ("visual.", "logit_scale", "input_resolution", "context_length", "vocab_size")
     tensors = {k: v for k, v in saved.items() if not k.startswith(dropped)} if isinstance(saved, dict) else {}
     first = "transformer.resblocks.0.mlp.c_fc.weight"
@@ -125,6 +130,15 @@ def original_clip(path: Path, fix: str) -> tuple[nn.Module, Any]:
     state = {**_renamed(tensors, names, qkv), "text_projection.weight": projection.t().float()}
     load_strictly(model, state, path)
     return model.eval(), _clip_tokenizer(path.with_name(VOCABULARY), vocabulary)
+
+
+def check_patch(patch: int | None, path: Path, fix: str) -> None:
+    """Refuse a CLIP whose image tower has other patches than ViT-B/32's; None is one that does not say."""
+    if patch not in (None, CLIP_PATCH):
+        raise ValueError(
+            f"{path} is a CLIP whose images come in patches of {patch} px: Seer reads texts as "
+            f"ViT-B/{CLIP_PATCH} encodes them. {fix}"
+        )
 
 
 def _clip_tokenizer(path: Path, n_tokens: int) -> Any:
