@@ -37,7 +37,7 @@ TASK, SEED, SIZE, FRAMES = "libero_goal_0", 1000, 32, 70
 def bench():
     from replay_cases import Bench
 
-    made = Bench(LIBERO, (TASK,), SEED, SIZE, frames=FRAMES)
+    made = Bench(LIBERO, (TASK,), SEED, SIZE, frames=FRAMES, protocol="lerobot")
     return made, made.demonstrations()
 
 
@@ -52,7 +52,7 @@ def run(name, folder, simulator):
     from replay_cases import cases
 
     made, sound = bench()
-    case = cases(LIBERO)[name]
+    case = cases(LIBERO, "lerobot")[name]
     return case, made.run(case, sound, folder / "demos", simulator)
 
 
@@ -91,7 +91,7 @@ def test_seeds_of_another_recording_are_called_that_and_nothing_else(libero, tmp
 
     made, sound = bench()
     # Its simulator is opened anew: it is to believe the seeds that the recording names.
-    report = made.run(cases(LIBERO)["seeds of another recording"], sound, tmp_path / "demos")
+    report = made.run(cases(LIBERO, "lerobot")["seeds of another recording"], sound, tmp_path / "demos")
     assert report.broken == ["initial_state"], str(report)
 
 

@@ -63,7 +63,7 @@ def test_a_sound_recording_passes_and_every_convention_was_put_to_the_test(tmp_p
     told = {v.convention for v in report.verdicts.values() if v.status == "confirmed"}
     assert told >= {
         "image_orientation", "gripper", "action_mode", "control_rate", "settle_steps", "trajectory",
-        "initial_state", "statistics",
+        "initial_state", "statistics", "labels", "position_unit",
     }  # fmt: skip
     assert report.settings == {}
     # The same machine repeats itself to the bit.
