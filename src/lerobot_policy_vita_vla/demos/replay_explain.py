@@ -23,7 +23,11 @@ NEARER = 0.9
 MOST_EXPLANATIONS = 3
 """Conventions that may be wrong at once: gripper, rotation, rate."""
 
-AFTERWARDS = 40
+LASTS, OUTLASTS = 20, 4
+"""Our choice: an assumption under which the path holds for so many frames, and four times as long as under
+any other, is true."""
+
+AFTERWARDS = 20
 """Our choice: frames after the first difference over which explanations that fail are compared; what comes
 later follows from these."""
 
@@ -79,7 +83,7 @@ class Explainer:
         limit, found, steps = self.sim.tolerances.path, played, [(base, played)]
         while found.worst > limit and len(steps) <= MOST_EXPLANATIONS:
             others = assumptions(steps[-1][0], episode.actions, self.sim, {a.convention for a, _ in steps})
-            best = self._nearest(start, episode, others, found)
+            best = self._nearest(start, episode, others, found, later=len(steps) > 1)
             if best is None:
                 break
             steps.append(best)
@@ -114,26 +118,35 @@ class Explainer:
         self._say(f"episode {episode.index}: trying whether {assumption.meaning}")
         return play(self.sim, start, episode, assumption, **how)
 
-    def _nearest(self, start, episode: RecordedEpisode, others: list[Assumption], found: Played):
+    def _nearest(self, start, episode: RecordedEpisode, others: list[Assumption], found: Played, later: bool):
         # What is true holds to the end, and what is not mostly fails within a few frames, which is cheap.
-        limit, exact = self.sim.tolerances.path, {}
+        limit, exact, lasted = self.sim.tolerances.path, {}, {}
         for other in others:
             # Two grippers may fit to within the tolerance; another convention need not be tried any more.
             if exact and all(other.convention != there.convention for there in exact):
                 break
             tried = self._played(start, episode, other, stop_above=limit)
+            lasted[other] = len(tried.off)
             if tried.worst <= limit:
                 exact[other] = tried.off.mean()
         if exact:
-            best = min(exact, key=exact.get)
-            return best, play(self.sim, start, episode, best, draw=True)
-        frames, off = min(len(found.off), _first(found, limit) + AFTERWARDS), {}
-        for other in (a for a in others if a.convention not in UNITS):
-            off[other] = play(self.sim, start, episode, other, frames=frames).off.mean()
-        best = min(off, key=off.get, default=None)
-        if best is None or off[best] >= NEARER * found.off[:frames].mean():
+            return self._drawn(start, episode, min(exact, key=exact.get))
+        held, rough = _first(found, limit), [a for a in others if a.convention not in UNITS]
+        best = max(rough, key=lasted.get, default=None)
+        if best is None:
             return None
-        return best, play(self.sim, start, episode, best, draw=True)
+        rest = max([held, *(n for a, n in lasted.items() if a.convention != best.convention)])
+        if lasted[best] >= max(LASTS, OUTLASTS * rest):
+            return self._drawn(start, episode, best)  # true, until a contact amplified rounding
+        if later and held >= LASTS:
+            return None
+        frames = min(len(found.off), held + AFTERWARDS)
+        off = {a: play(self.sim, start, episode, a, frames=frames).off.mean() for a in rough}
+        best = min(off, key=off.get)
+        return self._drawn(start, episode, best) if off[best] < NEARER * found.off[:frames].mean() else None
+
+    def _drawn(self, start, episode: RecordedEpisode, assumption: Assumption) -> tuple[Assumption, Played]:
+        return assumption, play(self.sim, start, episode, assumption, draw=True)
 
     def _fix(self, before: Assumption, assumption: Assumption) -> str:
         if assumption.convention == "control_rate":
@@ -148,7 +161,8 @@ class Explainer:
                 f'set "settle_steps": {steps} under "conventions" in meta/vita_vla.json and let the '
                 f"environment do {steps} idle steps after its reset"
             )
-        if assumption.convention == "action_mode":
+        theirs = assumption.conventions.action_mode
+        if assumption.convention == "action_mode" and theirs != self.sim.conventions.action_mode:
             return "record actions in the environment's mode, or use a controller that takes these"
         settings = before.conventions.differences(assumption.conventions)
         text = ", ".join(f'"{name}": {json.dumps(there)}' for name, (_, there) in settings.items())

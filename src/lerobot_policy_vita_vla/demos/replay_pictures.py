@@ -199,7 +199,7 @@ def _judge_orientation(
     report.add(
         "image_orientation",
         BROKEN,
-        said + (f", and {', '.join(fine)} is" if fine else ""),
+        said + (f", as {', '.join(fine)} lies" if fine else ""),
         f"lay the pictures of {', '.join(turned)} down as {declared} in the dataset, or let the simulator or "
         "environment draw them as they are: image_orientation holds for all cameras, so leave it",
     )
