@@ -102,7 +102,8 @@ def judge_labels(report: ReplayReport, recording: Recording, gripper: int | None
     names = recording.state_names(ACTION, pairs[0].label.shape[1])
     wrong = [pair for pair in pairs if not pair.agrees()]
     if wrong:
-        _name(report, wrong, len(pairs), names, gripper)
+        declared = bool(recording.info and recording.info.noise)
+        _name(report, wrong, len(pairs), names, gripper, declared)
         return
     noisy = [pair for pair in pairs if pair.level != 0]
     # Rotation and gripper, which are not disturbed, tell times apart exactly.
@@ -138,7 +139,7 @@ def _pair(
     noise = Disturbance(**info.noise) if info and info.noise else None
     tasks = info.tasks.get(instruction, "").split(",") if info else []
     kept = {task: info.kept.get(task, 0) for task in tasks} if info else {}
-    if noise is None or sum(kept.values()) != stored:
+    if noise is None or sum(kept.values()) != stored or not kept.keys() <= info.seeds.keys():
         # Which attempt it was is not known, so only the numbers tell.
         chances = noise is not None and noise.miss_chance + noise.aside_chance > 0
         return Pair(index, label, executed, 0.0 if equal else None, chances)
@@ -162,7 +163,12 @@ def _moved(pair: Pair, shift: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _name(
-    report: ReplayReport, wrong: list[Pair], episodes: int, names: list[str], gripper: int | None
+    report: ReplayReport,
+    wrong: list[Pair],
+    episodes: int,
+    names: list[str],
+    gripper: int | None,
+    declared: bool,
 ) -> None:
     # What has to be done to the labels until they are what was executed.
     where = f"in {len(wrong)} of {episodes} episodes (the first is {wrong[0].index}) the column action"
@@ -183,10 +189,11 @@ def _name(
             worst = np.abs(label - executed)
             report.add(
                 "labels",
-                BROKEN,
-                f"{where} differs from executed_action by up to {worst.max():.2g} in {names[i]}, where the "
-                "two must be equal, and is neither scaled nor moved in time",
-                AGAIN,
+                BROKEN if declared else UNDECIDED,
+                f"{where} differs from executed_action by up to {worst.max():.2g} in {names[i]}, and is "
+                "neither scaled nor moved in time; "
+                + ("declared is no disturbance of it" if declared else "no disturbance is declared"),
+                AGAIN if declared else 'write what the recorder did under "noise" in meta/vita_vla.json',
             )
         elif i == gripper and (fit[0] != 0 or fit[1] < 0):
             said = f"{fit[0]:g} + {fit[1]:g} * action" if fit[0] else f"{fit[1]:g} * action"
@@ -225,7 +232,7 @@ def _judge_noise(report: ReplayReport, noisy: list[Pair], times: list[int]) -> b
     ways = [("scale", scale) for scale in SCALES] + [("shift", shift) for shift in SHIFTS]
     ways.append(("spread", WIDER))
     total, broken = np.zeros(len(ways)), {}
-    for pair in noisy:
+    for pair in (pair for pair in noisy if len(pair.label) > 2 * EDGE):
         if pair.level and np.array_equal(pair.label, pair.executed):
             broken.setdefault(("noise", 0.0), []).append(pair.index)
             continue
