@@ -1,6 +1,6 @@
 """What the golden replay catches: small recordings, and copies with one convention broken each.
 
-    python runs/replay_caught.py                     # Meta-World and LIBERO, into results/replay/
+    python runs/replay_caught.py                     # Meta-World, LIBERO twice, into results/replay/
     python runs/replay_caught.py --suites metaworld  # one of them; the other's results stay
 
 Writes results/replay/<suite>.json with what was reported for every copy and with the margins behind the
@@ -8,8 +8,8 @@ tolerances, and results/replay/replay_caught.json with the count over both. A ca
 replay calls exactly the broken convention broken, and as undecided if it says that it cannot tell (exit code
 0); the sound recording passes if nothing is broken. Recordings are as long as `demos record` makes them.
 
-Hardware: one CPU core, software rendering; a few minutes of it for each suite. LIBERO needs the extra
-`libero` and the assets (docs/libero.md).
+Hardware: one CPU core, software rendering; a few minutes of it for Meta-World, half an hour for LIBERO, which
+needs the extra `libero` and the assets (docs/libero.md).
 """
 
 from __future__ import annotations
