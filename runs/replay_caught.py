@@ -177,20 +177,14 @@ def run_suite(name: str, out: Path) -> None:
     part.unlink()
 
 
-def _undecided(result: dict[str, Any]) -> str:
-    return f" ({result['undecided']} more undecided)" if result.get("undecided") else ""
-
-
 def page(done: dict[str, dict[str, Any]]) -> str:
     """What docs/conventions.md says of these results."""
-    counts = [
-        f"{r['caught']} of {r['of']}{_undecided(r)} on {NAMES[name]} ({', '.join(r['tasks'])})"
-        for name, r in done.items()
-    ]
     passes = all(r["sound_passes"] for r in done.values())
-    head = f"Broken recordings that were caught and named alone: {', '.join(counts)}; the sound ones "
-    lines = [head + ("pass." if passes else "do not all pass.")]
+    sound = "pass" if passes else "do not all pass"
+    lines = [f"Broken recordings that were caught and named alone, while the sound ones {sound}:", ""]
     for name, result in done.items():
+        tasks = ", ".join(result["tasks"])
+        lines.append(f"- {result['caught']} of {result['of']} on {NAMES[name]} ({tasks})")
         for row in result["cases"]:
             if row["broken"] and not row["caught"]:
                 said = "undecided" if row.get("undecided") else f"not named alone: {row['reported_broken']}"

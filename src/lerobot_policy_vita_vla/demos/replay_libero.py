@@ -36,7 +36,7 @@ class LiberoSimulator:
     """Measured by runs/replay_caught.py (results/replay/libero.json). The same machine replays bit by bit;
     one settle step too many moves a number by 1.2e-4 at the first frame; a wrong gripper, rate or mode by
     0.16 or more along the path; another orientation is 11 grey levels off. Contacts amplify: actions
-    changed in their last bit end up 0.06 away, beyond `path`, so that on another machine a broken trajectory
+    changed in their last bit end up 0.05 away, beyond `path`, so that on another machine a broken trajectory
     may be rounding."""
     control_rates = tuple(PHYSICS_HZ / substeps for substeps in SUBSTEPS)
 
