@@ -188,7 +188,7 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         for row in result["cases"]:
             if row["broken"] and not row["caught"]:
                 said = "undecided" if row.get("undecided") else f"not named alone: {row['reported_broken']}"
-                lines.append(f'On {NAMES[name]} "{row["case"]}" was {said}.')
+                lines.append(f'  - "{row["case"]}" was {said}')
     lines += [
         "",
         "| difference | suite | none (largest seen) | allowed | smallest that is one |",
