@@ -2,7 +2,7 @@
 # What can be checked of the paper's sizes and formats without its weights: VLM families, trained parameters,
 # Seer's checkpoint layouts, the conversion of VITA-1.5, the golden replay, how far `vita-vla plan` is off.
 #
-# Hardware: two CPU cores, 8 GB of memory, 40 GB of free disk, no GPU. Wall time: about 20 min.
+# Hardware: two CPU cores, 8 GB of memory, 40 GB of free disk, no GPU. Wall time: about 45 min.
 # Expected: results/families, results/seer_layouts, results/bench/convert.json, results/replay, results/plan, and
 # the keys b.* and c.* of results/summary.json.
 set -euo pipefail

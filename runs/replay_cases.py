@@ -28,12 +28,11 @@ from lerobot_policy_vita_vla.conversion import (
 from lerobot_policy_vita_vla.demos import scenes as suites
 from lerobot_policy_vita_vla.demos.dataset import DatasetWriter
 from lerobot_policy_vita_vla.demos.expert import Attempt, Demonstration, Disturbance, demonstrate
+from lerobot_policy_vita_vla.demos.plan import TAIL_STEPS
 from lerobot_policy_vita_vla.demos.replay import replay
 from lerobot_policy_vita_vla.demos.replay_report import ReplayReport
-from lerobot_policy_vita_vla.demos.scenes import LIBERO, METAWORLD, Scenes
+from lerobot_policy_vita_vla.demos.scenes import METAWORLD, Scenes
 from lerobot_policy_vita_vla.demos.simulator import Simulator, open_simulator
-
-PROTOCOL = "lerobot"
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Bench:
         seed: Of every episode.
         size: Height and width of pictures, pixels.
         frames: Frames kept of each episode; None keeps all.
-        tail: Frames after the success. On LIBERO a drawer counts as open before the hand lets go of it, and
-            without a frame in which it does, the gripper's open command is never seen to matter.
+        protocol: LIBERO's; the other suites have none.
     """
 
     scenes: Scenes
@@ -55,12 +53,12 @@ class Bench:
     seed: int
     size: int
     frames: int | None = None
-    tail: int = 5
+    protocol: str | None = None
 
     @property
-    def protocol(self) -> str | None:
-        """LIBERO has several."""
-        return PROTOCOL if self.scenes is LIBERO else None
+    def disturbance(self) -> Disturbance:
+        """The suite's weakest one."""
+        return Disturbance(levels=(self.scenes.noise[1],))
 
     def instruction(self, task: str) -> str:
         """What the robot is told."""
@@ -79,6 +77,7 @@ class Bench:
             seeds={task: [self.seed, self.seed] for task in self.tasks},
             kept=dict.fromkeys(self.tasks, 1),
             tried=dict.fromkeys(self.tasks, 1),
+            noise=self.disturbance.to_dict(),
             settings={"protocol": self.protocol} if self.protocol else {},
             conventions=conventions.to_dict() if self.protocol else {},
         )
@@ -96,9 +95,9 @@ class Bench:
                 seed=self.seed,
                 quality="light",
                 observation_size=self.size,
-                disturbance=Disturbance(levels=(self.scenes.noise[1],)),
+                disturbance=self.disturbance,
                 max_steps=280,
-                tail_steps=self.tail,
+                tail_steps=TAIL_STEPS,
                 folder="",
                 suite=self.scenes.name,
                 protocol=self.protocol,
@@ -120,15 +119,28 @@ class Bench:
         return root
 
     def run(
-        self, case: Case, sound: dict[str, Demonstration], root: Path, simulator: Simulator | None = None
+        self,
+        case: Case,
+        sound: dict[str, Demonstration],
+        root: Path,
+        simulator: Simulator | None = None,
+        others: bool = True,
     ) -> ReplayReport:
-        """Make the case's dataset at ``root`` and replay it, in a simulator that is open already or anew."""
+        """Make the case's dataset at ``root`` and replay it, in a simulator that is open already or anew.
+
+        Args:
+            case: What to break.
+            sound: `demonstrations`.
+            root: Folder of the dataset, which does not exist yet.
+            simulator: Where to replay it; None opens one.
+            others: Also play what else could be meant where what is declared fits (`replay.replay`).
+        """
         demos = executed_again(self, sound, **case.otherwise) if case.otherwise else sound
         self.write(root, {task: case.change(demo) for task, demo in demos.items()})
         case.edit(root)
         opened = simulator or open_simulator(RecordingInfo.load(root))
         try:
-            return replay(root, simulator=opened)
+            return replay(root, simulator=opened, others=others)
         finally:
             if simulator is None:
                 opened.close()
@@ -144,7 +156,6 @@ class Case:
         otherwise: Arguments of `executed_again`: the same actions in a simulator that is set otherwise.
         edit: What is done to the finished dataset's folder.
         settings: What the replay must say is to be set; None where that does not mend it.
-        tasks: Tasks in which it shows, where it does not in all.
     """
 
     convention: str
@@ -152,7 +163,6 @@ class Case:
     otherwise: dict[str, float] | None = None
     edit: Callable[[Path], None] = lambda root: None
     settings: dict[str, Any] | None = None
-    tasks: tuple[str, ...] = ()
 
 
 def pictures(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Demonstration], Demonstration]:
@@ -168,6 +178,11 @@ def said_as(truth: Conventions, world: Conventions) -> Callable[[Demonstration],
         action=told.actions(demo.action),
         executed_action=told.actions(demo.executed_action),
     )
+
+
+def labels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Demonstration], Demonstration]:
+    """A change of the column that training reads, and not of the one that was executed."""
+    return lambda demo: demo._replace(action=change(demo.action).astype(np.float32))
 
 
 def targets(world: Conventions) -> Callable[[Demonstration], Demonstration]:
@@ -214,14 +229,35 @@ def half_fps(root: Path) -> None:
         pq.write_table(table.set_column(index, table.schema.field("timestamp"), late), path)
 
 
+def declare(scenes: Scenes, protocol: str | None, **fields) -> Callable[[Path], None]:
+    """Conventions that say something else than the data."""
+
+    def change(info: dict) -> None:
+        there = suites.conventions(scenes.name, info["observation_size"], protocol)
+        info["conventions"] = {**there.to_dict(), **fields}
+
+    return edit_json("meta/vita_vla.json", change)
+
+
+def other_statistics(root: Path) -> None:
+    """Statistics that the data do not have, and a hash that fits them."""
+    edit_json("meta/stats.json", lambda s: s["action"].update(mean=[m + 0.1 for m in s["action"]["mean"]]))(
+        root
+    )
+    there = statistics_hash(json.loads((root / "meta/stats.json").read_text()))
+    edit_json("meta/vita_vla.json", lambda info: info.update(statistics_hash=there))(root)
+
+
 def shift_seeds(info: dict) -> None:
     """Seeds from which nothing was recorded."""
     info["seeds"] = {task: [first + 1000, last + 1000] for task, (first, last) in info["seeds"].items()}
 
 
-def cases(scenes: Scenes) -> dict[str, Case]:
+def cases(scenes: Scenes, protocol: str | None = None) -> dict[str, Case]:
     """Name -> case, the sound recording first."""
-    world = suites.conventions(scenes.name, 16, PROTOCOL if scenes is LIBERO else None)
+    world = suites.conventions(scenes.name, 16, protocol)
+    turned = np.append(np.ones(world.action_dim - 1), -1.0)
+    small = np.append(np.full(3, 0.5), np.ones(world.action_dim - 3))
 
     def said(convention: str, **truth) -> Case:
         there = replace(world, **truth)
@@ -238,6 +274,13 @@ def cases(scenes: Scenes) -> dict[str, Case]:
         "gripper in 0..1, 1 closes": said("gripper", gripper_open=0.0, gripper_closed=1.0),
         "gripper in 0..1, 1 opens": said("gripper", gripper_open=1.0, gripper_closed=0.0),
         "action mode: targets": Case("action_mode", targets(world)),
+        "position unit: half the numbers": said("position_unit", position_unit=2 * world.position_unit),
+        "labels only: gripper sign": Case("label_gripper", labels(lambda a: a * turned), settings={}),
+        "labels only: halved": Case("label_scale", labels(lambda a: a * 0.5), settings={}),
+        "labels only: x, y, z halved": Case("label_scale", labels(lambda a: a * small), settings={}),
+        "labels only: one frame late": Case(
+            "label_timing", labels(lambda a: np.roll(a, 1, axis=0)), settings={}
+        ),
         "control rate: every second frame": Case("control_rate", every_second),
         "control rate: label halved": Case("control_rate", edit=half_fps),
         "settle steps: 5": Case("settle_steps", otherwise={"settle_steps": 5}),
@@ -250,6 +293,12 @@ def cases(scenes: Scenes) -> dict[str, Case]:
             "statistics",
             edit=edit_json("meta/stats.json", lambda s: s["action"].update(max=[2.0] * world.action_dim)),
         ),
+        "statistics of other data": Case("statistics", edit=other_statistics, settings={}),
+        "control rate: declared as half": Case(
+            "control_rate",
+            edit=declare(scenes, protocol, control_hz=world.control_hz / 2),
+            settings={"control_hz": world.control_hz},
+        ),
     }
     rates, settles = ((40, 100), (1, 10)) if scenes is METAWORLD else ((10, 25), (0, 9))
     for rate in rates:
@@ -259,9 +308,9 @@ def cases(scenes: Scenes) -> dict[str, Case]:
     if world.action_rotation:
         found |= {
             "action rotation: Euler angles": said("action_rotation", action_rotation="euler_xyz"),
-            "state rotation: Euler angles": said("state_rotation", state_rotation="euler_xyz"),
         }
-        # The two differ where the hand's quaternion has a negative real part.
-        shortest = said("state_rotation", state_rotation="axis_angle")
-        found["state rotation: shortest axis-angle"] = replace(shortest, tasks=("libero_object_1",))
+        if world.state_rotation != "euler_xyz":
+            found["state rotation: Euler angles"] = said("state_rotation", state_rotation="euler_xyz")
+        # From axis_angle_2pi it differs where the hand's quaternion has a negative real part.
+        found["state rotation: shortest axis-angle"] = said("state_rotation", state_rotation="axis_angle")
     return found

@@ -81,20 +81,46 @@ class ToyArm:
         pass
 
 
-def record_toy(root, declared: Conventions, truth: Conventions, *, frames=30) -> RecordingInfo:
-    """A dataset recorded under ``truth`` that says it was recorded under ``declared``."""
-    arm, rng = ToyArm(), np.random.default_rng(1)
+class TwoCameras(ToyArm):
+    """The same with a camera at its wrist, whose pictures may be smaller."""
+
+    wrist_size = SIZE
+
+    def render(self):
+        front = super().render()["observation.image"]
+        wrist = np.roll(front[:, ::-1], 5, axis=0)[: self.wrist_size, : self.wrist_size]
+        return {"observation.images.front": front, "observation.images.wrist": wrist}
+
+
+def record_toy(
+    root, declared: Conventions, truth: Conventions, *, frames=30, arm=None, wrist=None
+) -> RecordingInfo:
+    """A dataset recorded under ``truth`` that says it was recorded under ``declared``.
+
+    Args:
+        root: Its folder.
+        declared: What it says.
+        truth: What it is.
+        frames: Of each episode.
+        arm: The simulator.
+        wrist: Orientation of the wrist's pictures, where it is another than the truth's.
+    """
+    arm, rng = arm or ToyArm(), np.random.default_rng(1)
     spec = {"observation.state": 8, "observation.environment_state": 1, "action": 7}
     features = {name: {"dtype": "float32", "shape": (size,), "names": None} for name, size in spec.items()}
-    picture = {"dtype": "image", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
+    begin(arm, 0, truth)
+    names = {key: key if "images" in key else "observation.images.front" for key in arm.render()}
+    picture = {"dtype": "image", "names": ["height", "width", "channels"]}
+    cameras = {names[key]: {**picture, "shape": drawn.shape} for key, drawn in arm.render().items()}
     dataset = LeRobotDataset.create(
         repo_id="local/toy",
         fps=20,
         root=root,
-        features={**features, "observation.images.front": picture},
+        features={**features, **cameras},
         use_videos=False,
     )
     seen, told = Conversion(truth, arm.conventions), Conversion(arm.conventions, truth)
+    beside = Conversion(replace(truth, image_orientation=wrist or truth.image_orientation), arm.conventions)
     for start in range(2):
         begin(arm, start, truth)
         for _ in range(frames):
@@ -104,7 +130,10 @@ def record_toy(root, declared: Conventions, truth: Conventions, *, frames=30) ->
                 {
                     "observation.state": seen.state(state["observation.state"]).astype(np.float32),
                     "observation.environment_state": state["observation.environment_state"],
-                    "observation.images.front": seen.pictures(arm.render()["observation.image"]),
+                    **{
+                        names[key]: (beside if "wrist" in key else seen).pictures(drawn)
+                        for key, drawn in arm.render().items()
+                    },
                     # What the policy would have to say for this to happen.
                     "action": told.actions(action).astype(np.float32),
                     "task": INSTRUCTION,

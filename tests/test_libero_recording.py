@@ -37,7 +37,7 @@ TASK, SEED, SIZE, FRAMES = "libero_goal_0", 1000, 32, 70
 def bench():
     from replay_cases import Bench
 
-    made = Bench(LIBERO, (TASK,), SEED, SIZE, frames=FRAMES)
+    made = Bench(LIBERO, (TASK,), SEED, SIZE, frames=FRAMES, protocol="lerobot")
     return made, made.demonstrations()
 
 
@@ -52,7 +52,7 @@ def run(name, folder, simulator):
     from replay_cases import cases
 
     made, sound = bench()
-    case = cases(LIBERO)[name]
+    case = cases(LIBERO, "lerobot")[name]
     return case, made.run(case, sound, folder / "demos", simulator)
 
 
@@ -86,12 +86,24 @@ def test_a_broken_convention_is_caught_and_named_alone(name, simulator, tmp_path
         assert report.settings == case.settings
 
 
+def test_a_protocol_that_looks_before_it_settles_is_replayed_as_it_looked(libero, tmp_path):
+    from replay_cases import Bench, cases
+
+    made = Bench(LIBERO, ("libero_object_3",), SEED, SIZE, frames=30, protocol="vita-paper")
+    demos = made.demonstrations()
+    report = made.run(cases(LIBERO, "vita-paper")["sound"], demos, tmp_path / "sound")
+    assert report.ok and report.settings == {}, str(report)
+    assert report.measured == {"start": 0.0, "path": 0.0, "picture": 0.0}
+    # The first frame does not tell five steps from six; the next ones do.
+    assert report.verdicts["settle_steps"].status == "confirmed"
+
+
 def test_seeds_of_another_recording_are_called_that_and_nothing_else(libero, tmp_path):
     from replay_cases import cases
 
     made, sound = bench()
     # Its simulator is opened anew: it is to believe the seeds that the recording names.
-    report = made.run(cases(LIBERO)["seeds of another recording"], sound, tmp_path / "demos")
+    report = made.run(cases(LIBERO, "lerobot")["seeds of another recording"], sound, tmp_path / "demos")
     assert report.broken == ["initial_state"], str(report)
 
 

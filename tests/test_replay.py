@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +18,16 @@ import replay_cases
 
 from lerobot_policy_vita_vla.conventions import Conventions, RecordingInfo
 from lerobot_policy_vita_vla.demos.check import check_dataset
+from lerobot_policy_vita_vla.demos.expert import Disturbance
 from lerobot_policy_vita_vla.demos.replay import replay
+from lerobot_policy_vita_vla.demos.replay_labels import judge_labels
 from lerobot_policy_vita_vla.demos.replay_metaworld import MetaworldSimulator, metaworld_conventions
 from lerobot_policy_vita_vla.demos.replay_pictures import match_picture
 from lerobot_policy_vita_vla.demos.replay_report import ReplayReport
 from lerobot_policy_vita_vla.demos.replay_start import blame_start
 from lerobot_policy_vita_vla.demos.scenes import METAWORLD
 from lerobot_policy_vita_vla.demos.simulator import open_simulator
-from replay_helpers import ToyArm, record_toy
+from replay_helpers import ToyArm, TwoCameras, record_toy
 
 CASES = replay_cases.cases(METAWORLD)
 SIZE = 32
@@ -62,10 +65,11 @@ def test_a_broken_convention_is_caught_and_named_alone(name, tmp_path, simulator
 def test_a_sound_recording_passes_and_every_convention_was_put_to_the_test(tmp_path, simulator):
     report = run(CASES["sound"], tmp_path, simulator)
     assert report.ok, str(report)
+    assert str(report).endswith("the recording is what it says it is, as far as 1 of 1 episodes tell")
     told = {v.convention for v in report.verdicts.values() if v.status == "confirmed"}
     assert told >= {
         "image_orientation", "gripper", "action_mode", "control_rate", "settle_steps", "trajectory",
-        "initial_state", "statistics",
+        "initial_state", "statistics", "labels", "position_unit",
     }  # fmt: skip
     assert report.settings == {}
     # The same machine repeats itself to the bit.
@@ -88,8 +92,11 @@ def test_the_verb_prints_the_findings_and_ends_with_their_exit_code(tmp_path, ca
     run(CASES["gripper sign"], tmp_path, simulator)
     out = tmp_path / "report.json"
     assert main(["demos", "replay", str(tmp_path / "demos"), "--json", str(out)]) == 1
-    shown = capsys.readouterr().out
-    assert "BROKEN    gripper" in shown and '"gripper_open": 1.0' in shown
+    shown = capsys.readouterr()
+    assert "BROKEN    gripper" in shown.out and '"gripper_open": 1.0' in shown.out
+    assert "trying whether the gripper opens with 1" in shown.err and "trying" not in shown.out
+    # The first one explains it exactly, so that no rate has to be tried.
+    assert "actions per second" not in shown.err
     assert json.loads(out.read_text())["settings"] == {"gripper_open": 1.0, "gripper_closed": -1.0}
     assert main(["demos", "replay", str(tmp_path / "demos"), "--json", str(tmp_path)]) == 2
     assert f"--json {tmp_path} is a folder; name a file" in capsys.readouterr().err
@@ -177,6 +184,76 @@ def test_another_robots_dataset_is_refused(tmp_path):
         replay(tmp_path / "toy", simulator=ToyArm())
 
 
+def test_a_rate_that_is_only_declared_wrong_is_to_be_declared_and_fps_left(tmp_path, simulator):
+    declared = run(CASES["control rate: declared as half"], tmp_path / "a", simulator)
+    fix = declared.verdicts["control_rate"].fix
+    assert '"control_hz": 80' in fix and "fps" not in fix
+    labelled = run(CASES["control rate: label halved"], tmp_path / "b", simulator)
+    assert '"fps": 80' in labelled.verdicts["control_rate"].fix
+
+
+# --- labels
+
+
+def judged_labels(change, *, levels=(0.0, 0.2), miss_chance=0.0, speed=0.3):
+    """What is said of as many episodes of slow motion as there are levels, after a change of some labels."""
+    rng, rows = np.random.default_rng(0), []
+    for number, level in enumerate(levels):
+        phase = np.arange(60)[:, None] * speed
+        label = np.append(0.6 * np.sin(phase + np.arange(3)), np.sign(np.cos(phase / 4)), axis=1)
+        executed = label.copy()
+        executed[:, :3] = np.clip(executed[:, :3] + rng.normal(0, 1, (60, 3)) * level, -1, 1)
+        if miss_chance:
+            executed[10:25, 3] *= -1
+        rows.append((number, "go", number, len(levels), change(number, label, executed), executed))
+    info = RecordingInfo("toy", {"go": "toy"}, "plain", SIZE, 20, "front", seeds={"toy": [0, 9]})
+    info.kept = info.tried = {"toy": len(levels)}
+    info.noise = Disturbance(levels=levels, kick_chance=0.0, miss_chance=miss_chance).to_dict()
+    report = ReplayReport("somewhere")
+    names = ["x", "y", "z", "gripper"]
+    judge_labels(report, SimpleNamespace(info=info, labels=lambda: rows, state_names=lambda *_: names), 3)
+    return report
+
+
+def test_labels_are_compared_where_they_were_disturbed_too():
+    def halved(number, label, executed):
+        return label * [0.5, 0.5, 0.5, 1] if number == 1 else label
+
+    assert judged_labels(lambda number, label, executed: label).verdicts["labels"].status == "confirmed"
+    report = judged_labels(halved)
+    assert report.broken == ["label_scale"] and "1 of 1 disturbed" in report.verdicts["label_scale"].found
+    overwritten = judged_labels(lambda number, label, executed: executed)
+    assert overwritten.broken == ["labels"]
+    assert "learns the disturbances" in overwritten.verdicts["labels"].found
+
+
+def test_labels_of_one_episode_only_are_enough_to_be_broken():
+    report = judged_labels(lambda n, label, executed: label * [1, 1, 1, -1 if n == 1 else 1])
+    assert report.broken == ["label_gripper"] and "1 of 2 episodes" in report.verdicts["label_gripper"].found
+
+
+def test_labels_hidden_by_noise_alone_are_undecided():
+    report = judged_labels(lambda number, label, executed: label, levels=(0.9,), speed=0.001)
+    assert report.ok and report.undecided == ["labels"]
+    assert "without noise" in report.verdicts["labels"].fix
+
+
+def test_a_mistake_on_purpose_is_none_of_the_labels():
+    assert judged_labels(lambda n, label, executed: label, miss_chance=1.0).ok
+    turned = judged_labels(lambda n, label, executed: label * [1, 1, 1, -1], miss_chance=1.0)
+    assert turned.broken == ["label_gripper"]
+
+
+def test_the_report_says_what_it_did_not_see():
+    report = ReplayReport("somewhere", episodes=[1], stored=6)
+    report.add("gripper", "undecided", "it never moves")
+    shown = str(report)
+    assert "1 of 6 episodes" in shown and "--episodes" in shown
+    assert shown.endswith("nothing is broken, but 1 convention undecided: gripper")
+    report.stored = 1
+    assert "--episodes" not in str(report) and "record one" in str(report)
+
+
 # --- rotations, on an arm that has them
 
 LEROBOT = replace(ToyArm.conventions, image_orientation="rotated_180")
@@ -197,6 +274,25 @@ def test_conventions_that_are_declared_and_true_pass(tmp_path):
     assert "rotated_180" in report.verdicts["image_orientation"].found
 
 
+def test_what_is_wrong_with_one_camera_is_not_mended_for_all(tmp_path):
+    arm = TwoCameras()
+    record_toy(tmp_path / "turned", LEROBOT, LEROBOT, arm=arm, wrist="as_drawn")
+    report = replay(tmp_path / "turned", simulator=arm)
+    assert report.broken == ["image_orientation"] and report.settings == {}
+    found = report.verdicts["image_orientation"]
+    assert "images.wrist is as_drawn" in found.found and "as observation.images.front lies" in found.found
+    assert '"image_orientation":' not in found.fix and "images.wrist" in found.fix
+
+
+def test_a_camera_of_another_size_is_noted(tmp_path):
+    arm = TwoCameras()
+    arm.wrist_size = 16
+    record_toy(tmp_path / "small", LEROBOT, LEROBOT, arm=arm)
+    report = replay(tmp_path / "small", simulator=arm)
+    assert report.ok, str(report)
+    assert any("images.wrist has 16 x 16" in note for note in report.notes)
+
+
 @pytest.mark.parametrize(
     ("convention", "truth"),
     [
@@ -208,6 +304,8 @@ def test_conventions_that_are_declared_and_true_pass(tmp_path):
         ("gripper", {"gripper_open": 1.0, "gripper_closed": -1.0}),
         ("image_orientation", {"image_orientation": "as_drawn"}),
         ("control_rate", {"control_hz": 10.0}),
+        ("position_unit", {"position_unit": 0.1}),
+        ("rotation_unit", {"rotation_unit": 1.0}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )

@@ -77,6 +77,17 @@ class Disturbance:
         return {name: value for name, value in fields.items() if value or name not in MISTAKES}
 
 
+def drawn_mistakes(task: str, seed: int, noise: Disturbance) -> dict[str, np.random.Generator]:
+    """The mistakes that an attempt is to make: field of `Disturbance` -> generator that draws how."""
+    found = {}
+    for name, flaw in MISTAKES.items():
+        # A generator of its own: attempts without the mistake are the same with and without it.
+        own = np.random.default_rng([seed, zlib.crc32(task.encode()), flaw.stream])
+        if own.random() < getattr(noise, name):
+            found[name] = own
+    return found
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One try at one demonstration: everything a worker process needs to know.
@@ -177,11 +188,8 @@ def demonstrate(env, attempt: Attempt) -> Demonstration | None:
     env.rendering = True
     observation, _ = env.reset(seed=attempt.seed)
     limit, mistakes = attempt.max_steps, False
-    for name, flaw in MISTAKES.items():
-        # A generator of its own: attempts without the mistake are the same with and without it.
-        own = np.random.default_rng([attempt.seed, zlib.crc32(attempt.task.encode()), flaw.stream])
-        if own.random() < getattr(noise, name):
-            limit, mistakes = limit + getattr(env, flaw.allow)(own), True
+    for name, own in drawn_mistakes(attempt.task, attempt.seed, noise).items():
+        limit, mistakes = limit + getattr(env, MISTAKES[name].allow)(own), True
     for step in range(limit + attempt.tail_steps):
         action = env.expert_action()
         instead = env.executed_action() if mistakes else None

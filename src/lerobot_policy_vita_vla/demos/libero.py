@@ -138,12 +138,17 @@ class LiberoScene(LiberoEnv):
         if not self.protocol.refresh:
             self._draw()
         for _ in range(self.protocol.settle_steps):
-            self._raw = self._physics.step(self._env, [0.0] * 6 + [self.protocol.settle_gripper])[0]
+            self.idle()
         if not self.protocol.refresh:
-            self._raw = first
+            self._raw, self._stale = first, False
         for robot in self._env.robots:
             robot.controller.use_delta = True
         return self._observe(), {"is_success": False}
+
+    def idle(self) -> None:
+        """One settle step of the protocol, whose gripper command is no policy's and stays as it is."""
+        self._raw = self._physics.step(self._env, [0.0] * 6 + [self.protocol.settle_gripper])[0]
+        self._stale = True
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Execute one action; unlike LeRobot's environment, success does not reset the scene.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +125,26 @@ class Recording:
             {key: self._columns[key][rows].reshape(len(rows), -1) for key in columns},
             {int(frame): self._pictures(int(rows[frame])) for frame in frames},
         )
+
+    def column(self, name: str) -> np.ndarray:
+        """(frames, numbers) of a numeric column, all episodes."""
+        values = self._columns[name]
+        return values.reshape(len(values), -1)
+
+    def labels(self) -> Iterator[tuple[int, str, int, int, np.ndarray, np.ndarray]]:
+        """(episode index, instruction, number, of how many, labels, executed actions) of every episode.
+
+        Nothing where there is no column of executed actions: then the labels are what was executed.
+        """
+        if self.executed == ACTION:
+            return
+        chosen = self.choose(len(self.layout.episodes))
+        stored = Counter(instruction for _, instruction, _ in chosen)
+        for index, instruction, number in chosen:
+            rows = np.flatnonzero(self._columns["episode_index"] == index)
+            label, executed = (self._columns[name][rows] for name in (ACTION, self.executed))
+            two = label.reshape(len(rows), -1), executed.reshape(len(rows), -1)
+            yield index, instruction, number, stored[instruction], *two
 
     def _instruction(self, episode: dict[str, Any]) -> str:
         first = int(episode["dataset_from_index"])

@@ -24,8 +24,9 @@ SUBSTEPS = (10, 20, 25, 50)
 class LiberoSimulator:
     """Replays recordings of `demos.record`.
 
-    Under protocols whose first observation is from before the settle steps (`Protocol.refresh`), that frame
-    is compared with the state after them.
+    Under protocols whose first observation is from before the settle steps (`Protocol.refresh`), the hand and
+    the pictures of the reset are handed out until the first action; where things are is from after them, as
+    recordings have it.
 
     Args:
         info: The recording's own description: tasks, seeds, protocol, render quality, picture size.
@@ -35,7 +36,7 @@ class LiberoSimulator:
     """Measured by runs/replay_caught.py (results/replay/libero.json). The same machine replays bit by bit;
     one settle step too many moves a number by 1.2e-4 at the first frame; a wrong gripper, rate or mode by
     0.16 or more along the path; another orientation is 11 grey levels off. Contacts amplify: actions
-    changed in their last bit end up 0.06 away, beyond `path`, so that on another machine a broken trajectory
+    changed in their last bit end up 0.05 away, beyond `path`, so that on another machine a broken trajectory
     may be rounding."""
     control_rates = tuple(PHYSICS_HZ / substeps for substeps in SUBSTEPS)
 
@@ -50,7 +51,8 @@ class LiberoSimulator:
             )
         self._info, self._protocol = info, find_protocol(protocol)
         self.conventions = self._protocol.conventions(info.observation_size)
-        self._scene = None
+        self.first_is_old = not self._protocol.refresh
+        self._scene, self._first = None, None
 
     @property
     def max_steps(self) -> int:
@@ -77,23 +79,26 @@ class LiberoSimulator:
         self._scene.rendering = False
         self._scene.reset(seed=seed)
         set_control_rate(self._scene, control_hz)
+        self._first = self._scene.observation() if self.first_is_old else None
 
     def idle(self) -> None:
         """One settle step of the protocol."""
-        self.step(np.array([0.0] * 6 + [self._protocol.settle_gripper], dtype=np.float32))
+        self._scene.idle()
 
     def step(self, action: np.ndarray) -> None:
         """See `Simulator.step`."""
+        self._first = None
         self._scene.step(np.asarray(action, dtype=np.float32))
 
     def state(self) -> dict[str, np.ndarray]:
         """What the policy reads (8,), and where things are (6,), which tells one start from another."""
         known = self._scene.known_state().astype(np.float32)
-        return {STATE: self._scene.state().astype(np.float32), PRIVILEGED_STATE: known}
+        hand = self._scene.state() if self._first is None else self._first["agent_pos"]
+        return {STATE: hand.astype(np.float32), PRIVILEGED_STATE: known}
 
     def render(self) -> dict[str, np.ndarray]:
         """Both cameras, in the protocol's orientation."""
-        seen = self._scene.observation()
+        seen = self._scene.observation() if self._first is None else self._first
         return {f"observation.images.{name}": seen[f"pixels.{name}"] for name in CAMERAS}
 
     def close(self) -> None:

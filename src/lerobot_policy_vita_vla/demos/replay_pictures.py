@@ -96,6 +96,7 @@ def judge_pictures(
         return meaning
     limit, world = simulator.tolerances.picture, simulator.conventions
     names = match_cameras(list(played.pictures[0]), list(episode.pictures[0]), flag="render() keys")
+    lie: dict[str, Match] = {}
     for ours, theirs in names.items():
         drawn = Conversion(meaning, world).pictures(played.pictures[0][ours])
         found = match_picture(episode.pictures[0][theirs], drawn)
@@ -103,8 +104,10 @@ def judge_pictures(
             later = Conversion(meaning, world).pictures(played.pictures[1][ours])
             if picture_difference(episode.pictures[0][theirs], later) <= limit:
                 continue  # the right picture at the wrong time, which is judged below
-        where = f"{theirs} in episode {episode.index}"
-        meaning = _judge_orientation(report, meaning, found, where, limit)
+        if _judge_picture(report, found, f"{theirs} in episode {episode.index}", limit):
+            lie[theirs] = found
+    if lie:
+        meaning = _judge_orientation(report, meaning, lie, episode.index, limit)
     if not fits or {"image_orientation", "pictures", "colour_order", "image_size"} & set(report.broken):
         return meaning
     worst, shifted = 0.0, dict.fromkeys((-1, 0, 1), 0.0)
@@ -139,16 +142,11 @@ def judge_pictures(
     return meaning
 
 
-def _judge_orientation(
-    report: ReplayReport, meaning: Conventions, found: Match, where: str, limit: float
-) -> Conventions:
-    expected = meaning.image_orientation
+def _judge_picture(report: ReplayReport, found: Match, where: str, limit: float) -> bool:
+    # Whether it is the expected picture, however it lies.
     if found.expected <= limit:
         report.measure("picture", found.expected)
-        status = CONFIRMED if found.distinct else UNDECIDED
-        text = f"{expected}: {found.expected:.1f} grey levels off, any other way {found.second:.0f} or more"
-        report.add("image_orientation", status, text)
-        return meaning
+        return True
     # Another camera or another render quality looks a little like every orientation, and like none.
     if not found.distinct or found.difference > max(limit, ANOTHER_PICTURE * found.expected):
         report.add(
@@ -158,18 +156,51 @@ def _judge_orientation(
             f"orientation (allowed are {limit:g})",
             "check camera, crop, render quality and picture size of the recording",
         )
-        return meaning
+        return False
     if found.swapped:
         report.add("colour_order", BROKEN, f"{where} has red and blue swapped", "store pictures as RGB")
-    if found.turn == "as_drawn":
+    return True
+
+
+def _judge_orientation(
+    report: ReplayReport, meaning: Conventions, lie: dict[str, Match], episode: int, limit: float
+) -> Conventions:
+    declared = meaning.image_orientation
+    turned = {
+        camera: orientation_after(declared, found.turn)
+        for camera, found in lie.items()
+        if found.expected > limit and found.turn != "as_drawn"
+    }
+    fine = [camera for camera, found in lie.items() if found.expected <= limit]
+    if not turned:
+        if fine:
+            told = all(lie[camera].distinct for camera in fine)
+            off, second = max(lie[c].expected for c in fine), min(lie[c].second for c in fine)
+            text = f"{declared}: {off:.1f} grey levels off, any other way {second:.0f} or more"
+            report.add("image_orientation", CONFIRMED if told else UNDECIDED, text)
         return meaning
-    true = orientation_after(expected, found.turn)
+    said = "; ".join(
+        f"{camera} is {true} ({lie[camera].expected:.0f} grey levels off as {declared}, "
+        f"{lie[camera].difference:.1f} as {true})"
+        for camera, true in turned.items()
+    )
+    said = f"in episode {episode} {said}, declared is {declared}"
+    true = next(iter(turned.values()))
+    if not fine and set(turned.values()) == {true}:
+        report.add(
+            "image_orientation",
+            BROKEN,
+            said,
+            f'set "image_orientation": "{true}" under "conventions" in meta/vita_vla.json; evaluation then '
+            "converts",
+        )
+        return replace(meaning, image_orientation=true)
+    # One field for all cameras: what mends one would break another.
     report.add(
         "image_orientation",
         BROKEN,
-        f"{where} is {true}, declared is {expected} ({found.expected:.0f} grey levels off as {expected}, "
-        f"{found.difference:.1f} as {true})",
-        f'set "image_orientation": "{true}" under "conventions" in meta/vita_vla.json; evaluation then '
-        "converts",
+        said + (f", as {', '.join(fine)} lies" if fine else ""),
+        f"lay the pictures of {', '.join(turned)} down as {declared} in the dataset, or let the simulator or "
+        "environment draw them as they are: image_orientation holds for all cameras, so leave it",
     )
-    return replace(meaning, image_orientation=true)
+    return meaning

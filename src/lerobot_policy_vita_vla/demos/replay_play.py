@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,6 +18,15 @@ GRIPPERS = ((-1.0, 1.0), (1.0, -1.0), (0.0, 1.0), (1.0, 0.0))
 
 STRIDES = (2, 3, 4)
 """A dataset may hold every second, third or fourth frame of a recording only."""
+
+
+SETTLES = (0, 5, 10, 20)
+"""Settle steps of protocols in use, tried along the path where the first frame is from before them."""
+
+FACTORS = (2.0, 0.5, 10.0, 0.1, 100.0, 0.01, 180 / np.pi, np.pi / 180)
+"""Units that are confused: twice or half of it, centimetres or millimetres for metres, degrees."""
+
+UNITLESS = (None, "quaternion_xyzw")
 
 
 class Assumption(NamedTuple):
@@ -189,6 +198,15 @@ def assumptions(
         other = replace(now, action_mode=mode, **units)
         meaning = "actions are targets" if mode == "absolute" else "actions are displacements"
         found.append(base._replace(convention="action_mode", meaning=meaning, conventions=other))
+    for name, there in _units(now, simulator.conventions):
+        meaning = f"{name} is {there:g}"
+        other = replace(now, **{name: there})
+        found.append(base._replace(convention=name, meaning=meaning, conventions=other))
+    if getattr(simulator, "first_is_old", False):
+        for steps in SETTLES:
+            if steps != now.settle_steps:
+                meaning, other = f"{steps} settle steps were made", replace(now, settle_steps=steps)
+                found.append(base._replace(convention="settle_steps", meaning=meaning, conventions=other))
     if base.repeat == 1:
         for rate in simulator.control_rates:
             if rate != now.control_hz:
@@ -198,6 +216,17 @@ def assumptions(
             meaning = f"one frame in {repeat} was kept, so frames are {now.control_hz / repeat:g} per second"
             found.append(Assumption("control_rate", meaning, now, repeat))
     return [a for a in found if a.convention not in without]
+
+
+def _units(now: Conventions, world: Conventions) -> Iterator[tuple[str, float]]:
+    # A target's are metres and radians; the simulator's own unit first.
+    if now.action_mode == "absolute":
+        return
+    names = ["position_unit", *(["rotation_unit"] if now.action_rotation not in UNITLESS else [])]
+    for name in names:
+        unit = getattr(now, name)
+        there = [getattr(world, name), *(float(f"{unit * factor:.6g}") for factor in FACTORS)]
+        yield from ((name, value) for value in dict.fromkeys(there) if abs(value / unit - 1) > 1e-3)
 
 
 def _to_world(action: np.ndarray, simulator: Simulator, meaning: Conventions) -> np.ndarray:

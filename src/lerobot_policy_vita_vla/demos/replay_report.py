@@ -33,6 +33,7 @@ class ReplayReport:
     Args:
         root: The dataset.
         episodes: Indices of the episodes that were replayed.
+        stored: Episodes that the dataset has.
         verdicts: By convention; a broken one stays broken.
         settings: Fields of ``conventions`` in meta/vita_vla.json that the data contradicts -> true value.
         notes: What else is worth knowing.
@@ -47,11 +48,17 @@ class ReplayReport:
     notes: list[str] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    stored: int = 0
 
     @property
     def broken(self) -> list[str]:
         """Names of the conventions that the data contradicts."""
         return [v.convention for v in self.verdicts.values() if v.status == BROKEN]
+
+    @property
+    def undecided(self) -> list[str]:
+        """Names of the conventions of which the replayed episodes do not tell."""
+        return [v.convention for v in self.verdicts.values() if v.status == UNDECIDED]
 
     @property
     def ok(self) -> bool:
@@ -74,17 +81,33 @@ class ReplayReport:
         return {**asdict(self), "verdicts": [asdict(v) for v in self.verdicts.values()], "ok": self.ok}
 
     def __str__(self) -> str:
-        lines = [f"replayed {len(self.episodes)} episodes of {self.root} in {self.seconds:.0f} s"]
+        share = f"{len(self.episodes)} of {self.stored} episodes"
+        lines = [f"replayed {share} of {self.root} in {self.seconds:.0f} s"]
         order = (BROKEN, UNDECIDED, CONFIRMED)
         for verdict in sorted(self.verdicts.values(), key=lambda v: order.index(v.status)):
             lines.append(f"  {verdict.status:<10}{verdict.convention}: {verdict.found}")
-            if verdict.fix:
-                lines.append(f"  {'':<10}fix: {verdict.fix}")
+            if fix := verdict.fix or (self._more if verdict.status == UNDECIDED else ""):
+                lines.append(f"  {'':<10}fix: {fix}")
         lines += [f"  note      {note}" for note in self.notes]
-        count = len(self.broken)
-        lines.append(
-            f"{count} convention{'s' if count != 1 else ''} broken: {', '.join(self.broken)}"
-            if count
-            else "the recording is what it says it is"
-        )
+        broken, undecided = self.broken, self.undecided
+        if broken:
+            lines.append(f"{_conventions(len(broken))} broken: {', '.join(broken)}")
+        elif not undecided:
+            lines.append(f"the recording is what it says it is, as far as {share} tell")
+        if undecided:
+            nothing = "" if broken else "nothing is broken, but "
+            lines.append(f"{nothing}{_conventions(len(undecided))} undecided: {', '.join(undecided)}")
         return "\n".join(lines)
+
+    @property
+    def _more(self) -> str:
+        # What helps where the episodes that were replayed do not tell.
+        if len(self.episodes) < self.stored:
+            return f"replay more of the {self.stored} episodes: --episodes 5, or more"
+        return (
+            "no more episodes are there: record one in which it makes a difference, or ask who recorded this"
+        )
+
+
+def _conventions(count: int) -> str:
+    return f"{count} convention{'s' if count != 1 else ''}"

@@ -36,7 +36,10 @@ class Tolerances:
 
 
 class Simulator(Protocol):
-    """One suite of tasks, as its environment poses them."""
+    """One suite of tasks, as its environment poses them.
+
+    One whose first observation is from before the settle steps says so by an attribute ``first_is_old``.
+    """
 
     conventions: Conventions
     """What its own pictures, states and actions mean."""

@@ -206,7 +206,13 @@ def _replay(args: argparse.Namespace) -> int:
         check_writable(args.json, "--json")
     if args.simulator:
         sys.path.insert(0, str(Path.cwd()))  # where a module of the user's own lies
-    report = replay(args.root, episodes=args.episodes, simulator=args.simulator)
+    report = replay(
+        args.root,
+        episodes=args.episodes,
+        simulator=args.simulator,
+        # Apart from the report, which may be read by a program.
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     print(report)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
