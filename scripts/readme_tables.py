@@ -97,7 +97,11 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
                 )
                 for key, what in GROUP_COLUMNS
             },
-            "c.libero_spatial_no_asides_two_stage_minus_only_ft": "the same, two-stage minus finetune only",
+            "c.libero_spatial_held_two_stage": "LIBERO-Spatial on starts that nobody looked at: two-stage",
+            "c.libero_spatial_held_only_finetune": "the same, finetune only",
+            "c.libero_spatial_held_two_stage_minus_only_ft": "the same, two-stage minus finetune only",
+            "c.libero_spatial_no_asides_two_stage_minus_only_ft": "no bowls set aside: two-stage minus "
+            "finetune only",
             "c.libero_spatial_no_asides_expert": "the same, scripted expert",
         },
     ),
