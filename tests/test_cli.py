@@ -223,7 +223,7 @@ def test_errors_of_paths_are_told_in_words(tmp_path, path, reason):
 
 def test_what_is_kept_is_not_told_where_the_arguments_do_not_say(capsys):
     assert cli.main(["eval", "nowhere", "--tasks", "reach"]) == 2
-    assert "where do the results go? add --run" in capsys.readouterr().err
+    assert "POLICY nowhere: no such folder" in capsys.readouterr().err
 
 
 def test_other_runtime_errors_are_not_swallowed():

@@ -225,6 +225,7 @@ def test_lerobots_own_environment_takes_the_student(finetune):
     folder = checkpoint(finetune)
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = folder
+    config.allow_other_size = True  # it draws 480 px, and the student has seen fewer: refused otherwise
     environment = make_env_config("metaworld", task="push-v3")
     policy = make_policy(config, env_cfg=environment).eval()
     processors = make_pre_post_processors(config, pretrained_path=str(folder))

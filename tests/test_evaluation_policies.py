@@ -328,6 +328,9 @@ def test_policies_refuse_pictures_of_another_size_than_the_demonstrations():
         policy.predict_action_chunk(seen)
     with pytest.raises(ValueError, match="is 64x48 pixels"):
         policy.select_action(seen)
+    policy.config.allow_other_size = True
+    assert policy.predict_action_chunk(seen).shape == (1, 3, 4)
+    policy.config.allow_other_size = False
     PolicyPredictor(policy, lambda b: b, lambda a: a, fingerprint="x")
     assert policy.predict_action_chunk(seen).shape == (1, 3, 4), "an evaluation compares by itself"
 

@@ -30,7 +30,7 @@ With ``n_obs_steps`` H > 1 observations gain an axis after B: ``(B, H, 3, h, w)`
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -262,3 +262,29 @@ def check_shape(name: str, tensor: Tensor, *expected: int | None) -> None:
     ):
         want = tuple("any" if e is None else e for e in expected)
         raise ValueError(f"{name} has shape {shape}, expected {want}")
+
+
+def check_picture_sizes(
+    batch: Mapping[str, Any], features: Mapping[str, Any], recording: Mapping[str, Any]
+) -> None:
+    """Refuse to act on pictures of another size than the demonstrations'.
+
+    A policy would resize them and act a little worse, or much, without a word.
+
+    Args:
+        batch: Pictures (..., h, w).
+        features: Camera key -> LeRobot's `PolicyFeature`, (3, h, w), of the demonstrations.
+        recording: What the checkpoint keeps of them; where it keeps nothing, nothing is compared.
+
+    Raises:
+        ValueError: Naming the camera and both sizes.
+    """
+    for key, feature in features.items() if recording else ():
+        (h, w), (height, width) = batch[key].shape[-2:], feature.shape[-2:]
+        if (h, w) != (height, width):
+            raise ValueError(
+                f"{key} is {w}x{h} pixels (width x height), the policy was trained on {width}x{height}: set "
+                f"the camera to that, or the simulator (--env.observation_size={height} of vita_metaworld, "
+                f"--env.observation_height={height} --env.observation_width={width} of libero); to have them "
+                "resized all the same, --policy.allow_other_size=true (vita-vla eval: --allow-differences)"
+            )

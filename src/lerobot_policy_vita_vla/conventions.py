@@ -21,7 +21,6 @@ __all__ = [
     "Conventions",
     "RecordingInfo",
     "camera_role",
-    "check_picture_sizes",
     "compare_statistics",
     "match_cameras",
     "statistics_hash",
@@ -282,32 +281,6 @@ def camera_role(key: str) -> str | None:
     if words & WRIST_WORDS:
         return "wrist"
     return "primary" if words & PRIMARY_WORDS else None
-
-
-def check_picture_sizes(
-    batch: Mapping[str, Any], features: Mapping[str, Any], recording: Mapping[str, Any]
-) -> None:
-    """Refuse to act on pictures of another size than the demonstrations'.
-
-    A policy would resize them and act a little worse, or much, without a word.
-
-    Args:
-        batch: Pictures (..., h, w).
-        features: Camera key -> LeRobot's `PolicyFeature`, (3, h, w), of the demonstrations.
-        recording: What the checkpoint keeps of them; where it keeps nothing, nothing is compared.
-
-    Raises:
-        ValueError: Naming the camera and both sizes.
-    """
-    for key, feature in features.items() if recording else ():
-        (h, w), (height, width) = batch[key].shape[-2:], feature.shape[-2:]
-        if (h, w) != (height, width):
-            raise ValueError(
-                f"{key} is {w}x{h} pixels (width x height), the policy was trained on {width}x{height}: set "
-                f"the camera to that, or the simulator (--env.observation_size={height} of vita_metaworld, "
-                f"--env.observation_height={height} --env.observation_width={width} of libero); vita-vla "
-                "eval with --allow-differences plays it all the same"
-            )
 
 
 def match_cameras(

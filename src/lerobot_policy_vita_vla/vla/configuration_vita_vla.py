@@ -60,6 +60,7 @@ class VitaVLAConfig(PreTrainedConfig):
         temporal_ensemble_coeff: m of the averaging of overlapping chunks with weights exp(-m i), i = 0 oldest
             [none]. Where one of these two is given, neither they nor ``execute_from`` come from the preset.
         execute_from: Index in the chunk of the first action that is executed [0].
+        allow_other_size: Act on pictures of another size than the demonstrations' instead of refusing them.
         num_queries: Action queries; T must be a multiple. None: T, one per action (paper).
         shared_queries: One vector for all queries, told apart by position only (paper); False: one each.
         query_init_std: Spread of the queries' initial values; 0 takes that of the VLM's token embeddings [0].
@@ -129,6 +130,7 @@ class VitaVLAConfig(PreTrainedConfig):
     n_action_steps: int | None = None
     temporal_ensemble_coeff: float | None = None
     execute_from: int | None = None
+    allow_other_size: bool = False
 
     # Added parts
     num_queries: int | None = None

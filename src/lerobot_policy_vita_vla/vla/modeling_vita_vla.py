@@ -12,8 +12,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor
-from lerobot_policy_vita_vla.contracts import check_loss
-from lerobot_policy_vita_vla.conventions import check_picture_sizes
+from lerobot_policy_vita_vla.contracts import check_loss, check_picture_sizes
 from lerobot_policy_vita_vla.demos.checkpoint_records import go_on
 from lerobot_policy_vita_vla.demos.declared import remembered
 from lerobot_policy_vita_vla.ema import ParameterEMA
@@ -305,7 +304,7 @@ class VitaVLAPolicy(PreTrainedPolicy):
         return self._teacher.targets(batch, self.config.teacher_cameras, valid_BH)
 
     def _check_pictures(self, batch: dict[str, Any]) -> None:
-        if self.checks_pictures:
+        if self.checks_pictures and not self.config.allow_other_size:
             check_picture_sizes(batch, self.config.image_features, self.config.recording)
 
     def _autocast(self) -> torch.autocast:

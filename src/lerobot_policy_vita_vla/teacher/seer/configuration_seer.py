@@ -31,6 +31,7 @@ class SeerConfig(PreTrainedConfig):
     Args:
         preset: ``"tiny"`` (CPU), ``"base"`` or ``"large"`` (the published networks).
         n_obs_steps: H, time steps of observation (paper: 7 on LIBERO, 10 on CALVIN; 1 is our fast default).
+        allow_other_size: Act on pictures of another size than the demonstrations' instead of refusing them.
         history: What stands for steps before an episode's start. ``"repeat"``: its first observation, as in
             LeRobot's datasets. ``"grow"``: nothing; the history grows from 1 to H steps (Seer's evaluation).
         chunk_size: T, actions predicted per step (paper: 3).
@@ -87,6 +88,7 @@ class SeerConfig(PreTrainedConfig):
     preset: str = "tiny"
     n_obs_steps: int = 1
     history: str = "repeat"
+    allow_other_size: bool = False
     chunk_size: int = 3
     n_action_steps: int = 3
     temporal_ensemble_coeff: float | None = None

@@ -12,8 +12,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vita_vla.chunking import ChunkExecutor, ObservationHistory
-from lerobot_policy_vita_vla.contracts import check_loss
-from lerobot_policy_vita_vla.conventions import check_picture_sizes
+from lerobot_policy_vita_vla.contracts import check_loss, check_picture_sizes
 from lerobot_policy_vita_vla.ema import PREFIX as EMA_PREFIX
 from lerobot_policy_vita_vla.ema import ParameterEMA, fold_average
 from lerobot_policy_vita_vla.teacher.seer.batches import (
@@ -157,7 +156,7 @@ class SeerPolicy(PreTrainedPolicy):
 
     def _observe(self, batch: dict[str, Any]) -> dict[str, Any]:
         require(batch, (*self.config.cameras, STATE))
-        if self.checks_pictures:
+        if self.checks_pictures and not self.config.allow_other_size:
             check_picture_sizes(batch, self.config.image_features, self.config.recording)
         return self._history.push(batch)
 
