@@ -81,7 +81,7 @@ def test_the_option_suite_takes_nothing_else(libero_package, given, said):
 
 def test_without_the_package_the_message_is_the_command(monkeypatch):
     monkeypatch.setattr(suite, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"lerobot_policy_vita_vla\[libero\]"):
+    with pytest.raises(ValueError, match=r"pip install .*\[libero\]"):
         suite.package_folder()
 
 

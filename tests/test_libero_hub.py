@@ -229,7 +229,7 @@ def test_calm_numbers_are_other_units_only_where_another_dataset_was_learned_fro
 
     stats = json.loads((hub / "meta/stats.json").read_text())
     spec = ActionSpec.from_stats([*ARM, "gripper"], stats["action"])
-    config = SimpleNamespace(decoder={"spec": spec.to_dict(), "kind": "seer"})
+    config = SimpleNamespace(decoder={"spec": spec.to_dict(), "kind": "seer"}, recording={})
     recording = remembered(SimpleNamespace(root=hub))
     check_decoder_scale(config, stats, recording)
     with pytest.raises(ValueError, match="axis_angle1"):
