@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -11,6 +9,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file, save_file
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE
+from lerobot_policy_vita_vla.conventions import RecordingInfo
 from lerobot_policy_vita_vla.teacher.seer.configuration_seer import SeerConfig
 from lerobot_policy_vita_vla.teacher.seer.modeling_seer import SeerPolicy
 from teacher_helpers import A, features, make_policy, meta, observation, statistics, training_batch
@@ -200,11 +199,10 @@ def test_a_batch_is_predicted_as_its_samples():
 
 
 def test_what_the_dataset_says_is_kept(tmp_path):
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta" / "vita_vla.json").write_text(json.dumps({"quality": "light", "fps": 80}))
+    RecordingInfo("metaworld", {"open": "door-open-v3"}, "light", 32, 80, "corner2").save(tmp_path)
     config = SeerConfig(device="cpu", width=32, n_heads=4, **features())
     policy = SeerPolicy(config, dataset_stats=statistics(), dataset_meta=meta(tmp_path))
-    assert config.recording == {"quality": "light", "fps": 80}
+    assert config.recording["quality"] == "light" and config.recording["control_hz"] == 80
     assert config.action_spec["names"] == ["x", "y", "z", "gripper"]
     assert (config.action_spec["gripper_dims"], config.action_spec["gripper_kind"]) == ([3], "binary")
     assert PRIVILEGED_STATE not in config.input_features
