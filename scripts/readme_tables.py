@@ -137,6 +137,7 @@ TABLES: tuple[tuple[str, dict[str, str]], ...] = (
             "d.align_memory_ratio": "the same, memory kept for backward",
             "d.infer_vs_smolvla": "an action chunk, SmolVLA / our student on the same VLM, CPU, bfloat16",
             "d.infer_vs_smolvla_no_vision": "the same without the image encoder",
+            "d.serve_ratio": "an action chunk, through the policy server / in process, same machine",
             "d.eval_vs_lerobot_eval": "520 episodes, time of `lerobot-eval` / `vita-vla eval`, whole",
             "d.eval_vs_lerobot_eval_playing": "the same without start-up, per further episode",
             "d.quickstart_minutes": "`make quickstart` on two cores, minutes",

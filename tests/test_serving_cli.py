@@ -115,3 +115,14 @@ def test_limits_are_written_once(capsys, tmp_path):
     assert "limits.json exists already" in capsys.readouterr().err
     assert cli.main(["demos", "limits", str(tmp_path / "nowhere"), "--out", str(tmp_path / "a")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_a_server_costs_is_measured(checkpoint, capsys, tmp_path):
+    words = ["bench", "serve", "--policy", str(checkpoint), "--toy", "--rounds", "2", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    found = json.loads((tmp_path / "serve.json").read_text())
+    # A round trip holds the prediction; how much more it takes is a measurement's to say.
+    assert found["serve_ratio_low"] <= found["serve_ratio"] <= found["serve_ratio_high"]
+    assert 0 < found["serve_transport_ms"] < 60_000
+    sides = found["comparisons"]["2 chunks of the policy"]["sides"]
+    assert set(sides) == {"in process", "server, pixels", "server, JPEG"}
