@@ -98,6 +98,16 @@ def test_a_protocol_that_looks_before_it_settles_is_replayed_as_it_looked(libero
     assert report.verdicts["settle_steps"].status == "confirmed"
 
 
+def test_a_state_that_does_not_tell_its_rotation_is_replayed(libero, tmp_path):
+    from replay_cases import Bench, cases
+
+    made = Bench(LIBERO, ("libero_10_5",), SEED, SIZE, frames=30, protocol="seer-training")
+    report = made.run(cases(LIBERO, "seer")["sound"], made.demonstrations(), tmp_path / "sound")
+    assert report.ok and report.settings == {}, str(report)
+    assert report.verdicts["state_rotation"].found.startswith("axis_angle_2pi_as_euler"), str(report)
+    assert report.measured["path"] < 1e-5
+
+
 def test_seeds_of_another_recording_are_called_that_and_nothing_else(libero, tmp_path):
     from replay_cases import cases
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lerobot_policy_vita_vla.contracts import PRIVILEGED_STATE
-from lerobot_policy_vita_vla.conventions import RecordingInfo
+from lerobot_policy_vita_vla.conventions import OF_STATES, RecordingInfo
 from lerobot_policy_vita_vla.demos.libero_suite import CAMERAS, find_protocol, locate
 from lerobot_policy_vita_vla.demos.replay_metaworld import MetaworldSimulator
 from lerobot_policy_vita_vla.demos.simulator import Tolerances
@@ -50,6 +50,9 @@ class LiberoSimulator:
                 "without them: vita-vla demos check"
             )
         self._info, self._protocol = info, find_protocol(protocol)
+        if self._protocol.state_rotation == OF_STATES:
+            # Such a state does not tell the hand's rotation, but follows from robosuite's own.
+            self._protocol = replace(self._protocol, state_rotation="axis_angle_2pi")
         self.conventions = self._protocol.conventions(info.observation_size)
         self.first_is_old = not self._protocol.refresh
         self._scene, self._first = None, None

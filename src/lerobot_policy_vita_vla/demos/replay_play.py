@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lerobot_policy_vita_vla.conventions import ROTATIONS, Conventions
+from lerobot_policy_vita_vla.conventions import OF_STATES, ROTATIONS, Conventions
 from lerobot_policy_vita_vla.conversion import Conversion, read_rotation, write_rotation
 from lerobot_policy_vita_vla.demos.replay_data import STATE, RecordedEpisode
 from lerobot_policy_vita_vla.demos.simulator import Simulator
@@ -140,6 +140,8 @@ def differences(
             continue
         recorded = episode.states[key][first : first + len(simulated)]
         if key == STATE and world.state_rotation and meaning.state_rotation:
+            if meaning.state_rotation == OF_STATES != world.state_rotation:
+                simulated, world = Conversion(meaning, world).state(simulated), meaning
             simulated, there = _take_rotation(simulated, world)
             recorded, here = _take_rotation(recorded, meaning)
             found.append((here * there.inv()).magnitude()[:, None])
@@ -251,4 +253,6 @@ def _to_world(action: np.ndarray, simulator: Simulator, meaning: Conventions) ->
 def _take_rotation(state: np.ndarray, conventions: Conventions):
     at, size = conventions.state_rotation_at, ROTATIONS[conventions.state_rotation]
     rest = np.delete(state, np.s_[at : at + size], axis=1)
-    return rest, read_rotation(state[:, at : at + size], conventions.state_rotation)
+    # Numbers that only look like Euler angles are compared as if they were some: without jumps.
+    name = "euler_xyz" if conventions.state_rotation == OF_STATES else conventions.state_rotation
+    return rest, read_rotation(state[:, at : at + size], name)

@@ -265,7 +265,7 @@ def judge_state_rotation(
     simulated = played.states[STATE].astype(np.float64)
     recorded = episode.states[STATE][: len(simulated)]
     at, off = meaning.state_rotation_at, {}
-    for name in THREE_NUMBERS:
+    for name in dict.fromkeys((*THREE_NUMBERS, meaning.state_rotation)):
         numbers = Conversion(replace(meaning, state_rotation=name), world).state(simulated)
         if numbers.shape == recorded.shape:
             # The median: a jump between two signs of half a turn is rounding, not a convention.
