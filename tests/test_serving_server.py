@@ -196,7 +196,7 @@ def test_what_a_robot_that_has_gone_asked_for_is_not_computed(served):
             while server._open:
                 assert time.monotonic() < deadline, "its place was not given back"
                 time.sleep(0.01)
-        assert responder._lane.waiting <= 1
+        assert responder.lanes[0].waiting <= 1
         with PolicyClient(server.url) as robot:
             assert robot.infer(look(served))["source"] == "policy"
         assert responder.policy.calls <= 13
@@ -222,7 +222,7 @@ def test_the_second_policys_work_is_taken_back_when_it_is_not_needed(served):
     with running(responder) as server, PolicyClient(server.url) as robot:
         for _ in range(10):
             assert robot.infer(look(served))["source"] == "policy"
-        assert responder._second.waiting <= 1
+        assert responder.lanes[1].waiting <= 1
         assert responder.fallback.calls <= 3
 
 

@@ -90,7 +90,7 @@ class PolicyClient:
         open_timeout_s: float = 10.0,
         timeout_s: float = 10.0,
     ):
-        if token is not None and urlsplit(url).scheme != "wss" and not _is_loopback(urlsplit(url).hostname):
+        if token is not None and urlsplit(url).scheme != "wss" and not is_loopback(urlsplit(url).hostname):
             raise ValueError(
                 f"the token would travel to {url} in clear text, for everyone in between to read: use "
                 "wss://, or "
@@ -285,7 +285,8 @@ class PolicyClient:
         return Jpeg(stream.getvalue())
 
 
-def _is_loopback(host: str | None) -> bool:
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine reaches the address."""
     if host == "localhost":
         return True
     try:

@@ -7,13 +7,14 @@ any other address a token and TLS are required.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import ssl
 import stat
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
+
+from vita_vla_client.client import is_loopback
 
 MIN_TOKEN = 32
 """Characters of a token, those of 24 random bytes in base64: beyond guessing."""
@@ -56,16 +57,6 @@ def _check_private(status: os.stat_result, path: Path, what: str) -> None:
         raise ValueError(f"others may read the {what} in {path}: chmod 600 {path}")
     if status.st_uid not in (0, os.geteuid()):
         raise ValueError(f"the {what} in {path} belongs to another user: copy it to a file of your own")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, token: str | None, tls: bool, plaintext: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lerobot_policy_vita_vla.files import read_json
 from vita_vla_client.playback import within_change
 
 POSTPROCESSOR = "policy_postprocessor*.safetensors"
@@ -171,7 +172,7 @@ def limits_of_dataset(root: Path) -> dict[str, Any]:
     """
     import pyarrow.parquet as parquet
 
-    info = json.loads((root / "meta" / "info.json").read_text())
+    info = read_json(root / "meta" / "info.json")
     if "action" not in info["features"]:
         raise ValueError(f"{root} has no column action, only {sorted(info['features'])}")
     files = sorted((root / "data").glob("*/*.parquet"))

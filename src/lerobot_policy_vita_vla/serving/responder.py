@@ -1,5 +1,4 @@
-"""An answer to each request in time: the policy's chunk, the second policy's, or an error; never a wrong
-action.
+"""An answer to each request in time: the policy's chunk, the second policy's, or an error.
 
 request -> policy, in its own thread ------+-- in time and within limits -> its chunk
 -> second policy, in another ------+-- otherwise                 -> the second policy's chunk
@@ -66,27 +65,24 @@ class Responder:
         self.limits, self.deadline_ms = limits, deadline_ms
         if fallback is not None:
             _check_alike(policy, fallback)
-        self._lane = Lane(policy, "policy")
-        self._second = Lane(fallback, "fallback") if fallback is not None else None
+        self.lanes = (Lane(policy, "policy"),)
+        if fallback is not None:
+            self.lanes += (Lane(fallback, "fallback"),)
 
-    def warm_up(self, times: int = 2) -> list[float]:
-        """Milliseconds of some predictions on a blank observation; the first ones compile and allocate.
+    def warm_up(self, times: int = 2) -> None:
+        """Predict on a blank observation; the first predictions compile and allocate.
 
         Raises:
             ValueError: A policy does not predict a chunk of finite numbers.
         """
-        spent = []
-        for lane in filter(None, (self._lane, self._second)):
+        for lane in self.lanes:
             # In the thread that will serve: some of what warms up belongs to a thread.
-            spent += lane.submit(self._warm_up, lane.served, times).result()
-        return spent
+            lane.submit(self._warm_up, lane.served, times).result()
 
-    def _warm_up(self, served: ServedPolicy, times: int) -> list[float]:
-        session, blank, spent = served.session(), served.blank(), []
+    def _warm_up(self, served: ServedPolicy, times: int) -> None:
+        session, blank = served.session(), served.blank()
         for _ in range(times):
-            began = time.perf_counter()
             chunk_TA = session.act(blank)
-            spent.append(1e3 * (time.perf_counter() - began))
         if chunk_TA.ndim != 2:
             raise ValueError(f"the policy predicts {chunk_TA.shape} instead of a chunk (T, A)")
         if self.limits is not None and chunk_TA.shape[1] != len(self.limits.low_A):
@@ -95,7 +91,6 @@ class Responder:
                 f"{self.limits.source} are for {len(self.limits.low_A)} numbers per action"
             )
         check_finite(chunk_TA)
-        return spent
 
     def open(self) -> Conversation:
         """For one robot."""
@@ -103,7 +98,7 @@ class Responder:
 
     def close(self) -> None:
         """Let the threads go."""
-        for lane in filter(None, (self._lane, self._second)):
+        for lane in self.lanes:
             lane.close()
 
 
@@ -121,8 +116,7 @@ class Conversation:
     def reset(self) -> None:
         """A new episode begins."""
         # New ones: requests that were given up still use theirs.
-        lanes = filter(None, (self.responder._lane, self.responder._second))
-        self._sessions = {lane: lane.served.session() for lane in lanes}
+        self._sessions = {lane: lane.served.session() for lane in self.responder.lanes}
 
     async def observe(self, observation: Mapping[str, Any]) -> None:
         """Remember a step without acting on it, however long that takes: a history must have no gap."""

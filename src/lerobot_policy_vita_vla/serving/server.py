@@ -250,20 +250,23 @@ class Timing:
         self.limited += answer["limited"] > 0
         self._total_ms.append(1e3 * (now - began))
         self._ended.append(now)
-        p50, p99 = np.percentile(self._total_ms, (50, 99))
+        p50, p99 = self._percentiles()
         spent = self._ended[-1] - self._ended[0]
         return {
             "infer_ms": answer.pop("infer_ms"),
             "total_ms": self._total_ms[-1],
-            "p50_ms": float(p50),
-            "p99_ms": float(p99),
+            "p50_ms": p50,
+            "p99_ms": p99,
             "hz": (len(self._ended) - 1) / spent if spent > 0 else 0.0,
         }
+
+    def _percentiles(self) -> list[float]:
+        return np.percentile(self._total_ms, (50, 99)).tolist()
 
     def __str__(self) -> str:
         if not self.requests:
             return f"0 answers, {self.failed} failed"
-        p50, p99 = np.percentile(self._total_ms, (50, 99))
+        p50, p99 = self._percentiles()
         return (
             f"{self.requests} answers (median {p50:.1f} ms, 99 % within {p99:.1f} ms), {self.failed} failed, "
             f"{self.stood_in} by the fallback, {self.limited} cut to the limits"

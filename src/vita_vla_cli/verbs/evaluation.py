@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +226,9 @@ def _execution(manifest, policy: str) -> dict[str, Any]:
 
 def _chunk_size(policy: str) -> int | None:
     from lerobot_policy_vita_vla.evaluation.predictor import checkpoint_folder
+    from lerobot_policy_vita_vla.files import read_json
 
-    return json.loads((checkpoint_folder(policy) / "config.json").read_text()).get("chunk_size")
+    return read_json(checkpoint_folder(policy) / "config.json").get("chunk_size")
 
 
 def _agreement(args: argparse.Namespace, policies: list[tuple[str, str]], folder: Path) -> int:
